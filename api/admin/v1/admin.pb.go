@@ -13,6 +13,7 @@ package adminv1
 
 import (
 	v1 "github.com/legation-io/legation/api/node/v1"
+	_ "github.com/legation-io/legation/api/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -2271,7 +2272,7 @@ var File_api_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/admin/v1/admin.proto\x12\x11legation.admin.v1\x1a\x16api/node/v1/node.proto\"8\n" +
+	"\x18api/admin/v1/admin.proto\x12\x11legation.admin.v1\x1a\x16api/node/v1/node.proto\x1a\x1capi/options/v1/options.proto\"8\n" +
 	"\bDocument\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"\xa3\x01\n" +
@@ -2458,19 +2459,30 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\fBehindStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x127\n" +
 	"\x05state\x18\x02 \x01(\v2!.legation.node.v1.SubscriberStateR\x05state\x12%\n" +
-	"\x0ewanted_version\x18\x03 \x01(\tR\rwantedVersion2\x9e\a\n" +
-	"\x05Admin\x12J\n" +
-	"\x05Apply\x12\x1f.legation.admin.v1.ApplyRequest\x1a .legation.admin.v1.ApplyResponse\x12D\n" +
-	"\x03Get\x12\x1d.legation.admin.v1.GetRequest\x1a\x1e.legation.admin.v1.GetResponse\x12M\n" +
-	"\x06Delete\x12 .legation.admin.v1.DeleteRequest\x1a!.legation.admin.v1.DeleteResponse\x12\\\n" +
-	"\vCreateToken\x12%.legation.admin.v1.CreateTokenRequest\x1a&.legation.admin.v1.CreateTokenResponse\x12V\n" +
-	"\tListNodes\x12#.legation.admin.v1.ListNodesRequest\x1a$.legation.admin.v1.ListNodesResponse\x12P\n" +
-	"\aBanNode\x12!.legation.admin.v1.BanNodeRequest\x1a\".legation.admin.v1.BanNodeResponse\x12k\n" +
-	"\x10ListCertificates\x12*.legation.admin.v1.ListCertificatesRequest\x1a+.legation.admin.v1.ListCertificatesResponse\x12O\n" +
-	"\x06Revoke\x12 .legation.admin.v1.RevokeRequest\x1a!.legation.admin.v1.RevokeProgress0\x01\x12G\n" +
-	"\x04Lift\x12\x1e.legation.admin.v1.LiftRequest\x1a\x1f.legation.admin.v1.LiftResponse\x12V\n" +
-	"\tGetBundle\x12#.legation.admin.v1.GetBundleRequest\x1a$.legation.admin.v1.GetBundleResponse\x12M\n" +
-	"\x06Status\x12 .legation.admin.v1.StatusRequest\x1a!.legation.admin.v1.StatusResponseB6Z4github.com/legation-io/legation/api/admin/v1;adminv1b\x06proto3"
+	"\x0ewanted_version\x18\x03 \x01(\tR\rwantedVersion2\xa2\b\n" +
+	"\x05Admin\x12V\n" +
+	"\x05Apply\x12\x1f.legation.admin.v1.ApplyRequest\x1a .legation.admin.v1.ApplyResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x02\x12P\n" +
+	"\x03Get\x12\x1d.legation.admin.v1.GetRequest\x1a\x1e.legation.admin.v1.GetResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12Y\n" +
+	"\x06Delete\x12 .legation.admin.v1.DeleteRequest\x1a!.legation.admin.v1.DeleteResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x02\x12h\n" +
+	"\vCreateToken\x12%.legation.admin.v1.CreateTokenRequest\x1a&.legation.admin.v1.CreateTokenResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x03\x12b\n" +
+	"\tListNodes\x12#.legation.admin.v1.ListNodesRequest\x1a$.legation.admin.v1.ListNodesResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12\\\n" +
+	"\aBanNode\x12!.legation.admin.v1.BanNodeRequest\x1a\".legation.admin.v1.BanNodeResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x03\x12w\n" +
+	"\x10ListCertificates\x12*.legation.admin.v1.ListCertificatesRequest\x1a+.legation.admin.v1.ListCertificatesResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12[\n" +
+	"\x06Revoke\x12 .legation.admin.v1.RevokeRequest\x1a!.legation.admin.v1.RevokeProgress\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x030\x01\x12S\n" +
+	"\x04Lift\x12\x1e.legation.admin.v1.LiftRequest\x1a\x1f.legation.admin.v1.LiftResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x03\x12b\n" +
+	"\tGetBundle\x12#.legation.admin.v1.GetBundleRequest\x1a$.legation.admin.v1.GetBundleResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12Y\n" +
+	"\x06Status\x12 .legation.admin.v1.StatusRequest\x1a!.legation.admin.v1.StatusResponse\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01B6Z4github.com/legation-io/legation/api/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_api_admin_v1_admin_proto_rawDescOnce sync.Once

@@ -12,6 +12,7 @@ package localv1
 
 import (
 	v1 "github.com/legation-io/legation/api/node/v1"
+	_ "github.com/legation-io/legation/api/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -1289,7 +1290,7 @@ var File_api_local_v1_local_proto protoreflect.FileDescriptor
 
 const file_api_local_v1_local_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/local/v1/local.proto\x12\x11legation.local.v1\x1a\x16api/node/v1/node.proto\"\x88\x02\n" +
+	"\x18api/local/v1/local.proto\x12\x11legation.local.v1\x1a\x16api/node/v1/node.proto\x1a\x1capi/options/v1/options.proto\"\x88\x02\n" +
 	"\x0eSessionRequest\x127\n" +
 	"\x05start\x18\x01 \x01(\v2\x1f.legation.local.v1.SessionStartH\x00R\x05start\x127\n" +
 	"\x05envoy\x18\x02 \x01(\v2\x1f.legation.local.v1.EnvoyStartedH\x00R\x05envoy\x12=\n" +
@@ -1393,13 +1394,13 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"candidates\x18\x04 \x03(\v2\x1b.legation.node.v1.CandidateR\n" +
 	"candidates\x12\x18\n" +
-	"\asummary\x18\x05 \x01(\tR\asummary2]\n" +
-	"\bSessions\x12Q\n" +
-	"\x04Open\x12!.legation.local.v1.SessionRequest\x1a\".legation.local.v1.SessionResponse(\x010\x012\xa1\x01\n" +
+	"\asummary\x18\x05 \x01(\tR\asummary2d\n" +
+	"\bSessions\x12X\n" +
+	"\x04Open\x12!.legation.local.v1.SessionRequest\x1a\".legation.local.v1.SessionResponse\"\x05\xb2\x93\x19\x01\x02(\x010\x012\xaf\x01\n" +
 	"\n" +
-	"AgentAdmin\x12M\n" +
-	"\x06Status\x12 .legation.local.v1.StatusRequest\x1a!.legation.local.v1.StatusResponse\x12D\n" +
-	"\x03Why\x12\x1d.legation.local.v1.WhyRequest\x1a\x1e.legation.local.v1.WhyResponseB6Z4github.com/legation-io/legation/api/local/v1;localv1b\x06proto3"
+	"AgentAdmin\x12T\n" +
+	"\x06Status\x12 .legation.local.v1.StatusRequest\x1a!.legation.local.v1.StatusResponse\"\x05\xb2\x93\x19\x01\x06\x12K\n" +
+	"\x03Why\x12\x1d.legation.local.v1.WhyRequest\x1a\x1e.legation.local.v1.WhyResponse\"\x05\xb2\x93\x19\x01\x06B6Z4github.com/legation-io/legation/api/local/v1;localv1b\x06proto3"
 
 var (
 	file_api_local_v1_local_proto_rawDescOnce sync.Once

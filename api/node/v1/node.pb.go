@@ -11,6 +11,7 @@
 package nodev1
 
 import (
+	_ "github.com/legation-io/legation/api/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -3160,7 +3161,7 @@ var File_api_node_v1_node_proto protoreflect.FileDescriptor
 
 const file_api_node_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/node/v1/node.proto\x12\x10legation.node.v1\"|\n" +
+	"\x16api/node/v1/node.proto\x12\x10legation.node.v1\x1a\x1capi/options/v1/options.proto\"|\n" +
 	"\x05Hello\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x1a\n" +
@@ -3388,17 +3389,17 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\rCLASS_UNKNOWN\x10\x00\x12\x13\n" +
 	"\x0fCLASS_DELIVERED\x10\x01\x12\x16\n" +
 	"\x12CLASS_ACKNOWLEDGED\x10\x02\x12\x13\n" +
-	"\x0fCLASS_ENFORCING\x10\x032^\n" +
-	"\vAttestation\x12O\n" +
-	"\x06Attest\x12\x1f.legation.node.v1.AttestRequest\x1a .legation.node.v1.AttestResponse(\x010\x012\xb3\x04\n" +
-	"\x04Node\x12H\n" +
-	"\x05Renew\x12\x1e.legation.node.v1.RenewRequest\x1a\x1f.legation.node.v1.RenewResponse\x12L\n" +
-	"\x05Trust\x12\x1e.legation.node.v1.TrustRequest\x1a\x1f.legation.node.v1.TrustResponse(\x010\x01\x12O\n" +
-	"\x06Config\x12\x1f.legation.node.v1.ConfigRequest\x1a .legation.node.v1.ConfigResponse(\x010\x01\x12Q\n" +
-	"\bSignX509\x12!.legation.node.v1.SignX509Request\x1a\".legation.node.v1.SignX509Response\x12N\n" +
-	"\aSignJWT\x12 .legation.node.v1.SignJWTRequest\x1a!.legation.node.v1.SignJWTResponse\x12O\n" +
-	"\x06Report\x12\x1f.legation.node.v1.ReportRequest\x1a .legation.node.v1.ReportResponse(\x010\x01\x12N\n" +
-	"\aExplain\x12 .legation.node.v1.ExplainRequest\x1a!.legation.node.v1.ExplainResponseB4Z2github.com/legation-io/legation/api/node/v1;nodev1b\x06proto3"
+	"\x0fCLASS_ENFORCING\x10\x032e\n" +
+	"\vAttestation\x12V\n" +
+	"\x06Attest\x12\x1f.legation.node.v1.AttestRequest\x1a .legation.node.v1.AttestResponse\"\x05\xb2\x93\x19\x01\x01(\x010\x012\xe4\x04\n" +
+	"\x04Node\x12O\n" +
+	"\x05Renew\x12\x1e.legation.node.v1.RenewRequest\x1a\x1f.legation.node.v1.RenewResponse\"\x05\xb2\x93\x19\x01\x03\x12S\n" +
+	"\x05Trust\x12\x1e.legation.node.v1.TrustRequest\x1a\x1f.legation.node.v1.TrustResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12V\n" +
+	"\x06Config\x12\x1f.legation.node.v1.ConfigRequest\x1a .legation.node.v1.ConfigResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12X\n" +
+	"\bSignX509\x12!.legation.node.v1.SignX509Request\x1a\".legation.node.v1.SignX509Response\"\x05\xb2\x93\x19\x01\x03\x12U\n" +
+	"\aSignJWT\x12 .legation.node.v1.SignJWTRequest\x1a!.legation.node.v1.SignJWTResponse\"\x05\xb2\x93\x19\x01\x03\x12V\n" +
+	"\x06Report\x12\x1f.legation.node.v1.ReportRequest\x1a .legation.node.v1.ReportResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12U\n" +
+	"\aExplain\x12 .legation.node.v1.ExplainRequest\x1a!.legation.node.v1.ExplainResponse\"\x05\xb2\x93\x19\x01\x03B4Z2github.com/legation-io/legation/api/node/v1;nodev1b\x06proto3"
 
 var (
 	file_api_node_v1_node_proto_rawDescOnce sync.Once
