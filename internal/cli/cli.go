@@ -1,0 +1,180 @@
+// Package cli is the command line of the control plane: one file per noun or
+// verb, each a client of package api. The answer goes to stdout, talk to
+// stderr; an error ends with the next thing to try.
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	adminv1 "github.com/legation-io/legation/api/admin/v1"
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/version"
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// DefaultAdminSocket is where the control plane's admin API listens.
+const DefaultAdminSocket = "/run/legation/admin.sock"
+
+// DefaultAgentSocket is the agent's own admin socket.
+const DefaultAgentSocket = "/run/legation/agent-admin.sock"
+
+// options are the flags every command has.
+type options struct {
+	server      string
+	agent       string
+	trustDomain string
+	namespace   string
+	output      string
+	allSpaces   bool
+	out         io.Writer
+	errOut      io.Writer
+	in          io.Reader
+}
+
+// New builds the whole command tree. serve runs the control plane.
+func New(serve *cobra.Command) *cobra.Command {
+	o := &options{out: os.Stdout, errOut: os.Stderr, in: os.Stdin}
+	root := &cobra.Command{
+		Use:   "legation",
+		Short: "Identity, mutual TLS and revocation for workloads",
+		Long: `Legation gives every workload a cryptographic identity, enforces mutual TLS
+between workloads without touching their code, and can take an identity away
+from all of them at once.
+
+  legation server          run the control plane
+  legation apply -f FILE   declare identities and services
+  legation token create    admit a node
+  legation status          what runs, what is behind, what is wrong`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version.Version,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&o.server, "server", env("LEGATION_SERVER", "unix://"+DefaultAdminSocket), "admin API: unix://PATH, or HOST:PORT by mTLS with the SVID at SPIFFE_ENDPOINT_SOCKET")
+	f.StringVar(&o.agent, "agent", env("LEGATION_AGENT", "unix://"+DefaultAgentSocket), "the agent's admin socket (why, status of a node)")
+	f.StringVar(&o.trustDomain, "trust-domain", env("LEGATION_TRUST_DOMAIN", ""), "refuse to talk to a server of another trust domain")
+	f.StringVarP(&o.namespace, "namespace", "n", env("LEGATION_NAMESPACE", ""), "namespace (default \"default\" where one is needed)")
+	f.BoolVarP(&o.allSpaces, "all-namespaces", "A", false, "all namespaces")
+	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml", "name"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		switch o.output {
+		case "table", "wide", "json", "yaml", "name":
+			return nil
+		}
+		return fault.New(fault.Invalid, "-o %s: write table, wide, json, yaml or name", o.output)
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fault.New(fault.Invalid, "%v\ntry: %s --help", err, c.CommandPath())
+	})
+	if serve != nil {
+		root.AddCommand(serve)
+	}
+	root.AddCommand(
+		applyCommand(o), getCommand(o), deleteCommand(o),
+		tokenCommand(o), nodeCommand(o), certCommand(o),
+		revokeCommand(o), liftCommand(o), bundleCommand(o),
+		statusCommand(o), whyCommand(o), checkCommand(o),
+	)
+	return root
+}
+
+func env(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// Main runs the tree and returns the exit code.
+func Main(ctx context.Context, root *cobra.Command) int {
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "legation: %s\n", plain(err))
+	if strings.HasPrefix(err.Error(), "unknown command") {
+		return 2
+	}
+	return fault.ExitCode(err)
+}
+
+// plain drops gRPC's frame around a message that was written for people.
+func plain(err error) string {
+	if s, ok := status.FromError(err); ok {
+		return s.Message()
+	}
+	return err.Error()
+}
+
+// dial connects to "unix://PATH" or, with the caller's own SVID, to HOST:PORT.
+func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) {
+	if path, ok := strings.CutPrefix(target, "unix://"); ok {
+		if _, err := os.Stat(path); err != nil {
+			return nil, nil, fault.New(fault.Unavailable, "nothing listens at %s (%v)\ntry: start it, or name another socket with --server or --agent", path, err)
+		}
+		conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, nil, err
+		}
+		return conn, func() { conn.Close() }, nil
+	}
+	if os.Getenv("SPIFFE_ENDPOINT_SOCKET") == "" {
+		return nil, nil, fault.New(fault.Invalid, "--server %s needs an operator's SVID: set SPIFFE_ENDPOINT_SOCKET to the agent's socket, or use unix://PATH on the server's machine", target)
+	}
+	source, err := workloadapi.NewX509Source(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("get the operator's SVID: %w", err)
+	}
+	own, err := source.GetX509SVID()
+	if err != nil {
+		source.Close()
+		return nil, nil, err
+	}
+	server, err := spiffeid.FromSegments(own.ID.TrustDomain(), "legation", "server")
+	if err != nil {
+		source.Close()
+		return nil, nil, err
+	}
+	cfg := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeID(server))
+	cfg.MinVersion = tls.VersionTLS13
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+	if err != nil {
+		source.Close()
+		return nil, nil, err
+	}
+	return conn, func() { conn.Close(); source.Close() }, nil
+}
+
+// admin calls f with a client of the control plane.
+func (o *options) admin(ctx context.Context, f func(adminv1.AdminClient) error) error {
+	conn, done, err := dial(ctx, o.server)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f(adminv1.NewAdminClient(conn))
+}
+
+// local calls f with a client of this machine's agent.
+func (o *options) local(ctx context.Context, f func(localv1.AgentAdminClient) error) error {
+	conn, done, err := dial(ctx, o.agent)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f(localv1.NewAgentAdminClient(conn))
+}
