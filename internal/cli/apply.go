@@ -152,10 +152,10 @@ func readDocuments(in io.Reader, names []string) ([]*adminv1.Document, error) {
 
 func getCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:     "get KIND [NAME...]",
-		Short:   "Show declared resources",
-		Example: "  legation get workloadidentities -A\n  legation get service retrieval -o yaml\n  legation get all",
-		Args:    cobra.MinimumNArgs(1),
+		Use:       "get KIND [NAME...]",
+		Short:     "Show declared resources",
+		Example:   "  legation get workloadidentities -A\n  legation get service retrieval -o yaml\n  legation get all",
+		Args:      cobra.MinimumNArgs(1),
 		ValidArgs: []string{"workloadidentities", "services", "endpointslices", "workloadentries", "all"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
