@@ -161,3 +161,17 @@ func distance(a, b string) int {
 	}
 	return row[len(b)]
 }
+
+// Differences lists the top-level keys whose values differ between two
+// configurations of the same type, without those in except.
+func Differences(old, next any, except map[string]bool) []string {
+	a, b := reflect.ValueOf(old), reflect.ValueOf(next)
+	var keys []string
+	for i := range a.NumField() {
+		key, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("yaml"), ",")
+		if !except[key] && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
