@@ -1,0 +1,168 @@
+// Package secretmem answers "where do secret bytes lie": in pages of their
+// own that are locked (never swapped), left out of core dumps, not inherited
+// by a forked child, and wiped when given back.
+//
+// How far Go allows it. The bytes kept here (PKCS #8 keys that are handed to
+// workloads and Envoys, the key of the sealed cache) lie outside the garbage
+// collected heap and are not copied by it. What package crypto computes with
+// does not: an *ecdsa.PrivateKey and the intermediate values of a signature
+// live on the heap and on stacks, which the runtime may copy and does not
+// wipe; so do the buffers that gRPC writes to a socket. For those the process
+// as a whole is hardened (Harden): not dumpable, so that no other process of
+// the same user can trace it or read its memory, no core files, and, where
+// the memory lock limit allows it, nothing of it is ever swapped. Root on the
+// machine can read everything.
+package secretmem
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	slotSize = 256 // a P-256 key in PKCS #8 has 138 bytes
+	// quarantine is how long a wiped slot is not given out again: whoever
+	// wrongly still reads it finds zeros, not another's key.
+	quarantine = 10 * time.Minute
+)
+
+// Buffer is a piece of locked memory.
+type Buffer struct {
+	mu     sync.Mutex // guards what follows
+	bytes  []byte
+	region []byte // of its own when larger than a slot
+	slot   []byte // otherwise, from the shared pages
+}
+
+// New returns size zero bytes. It fails only when the kernel has no memory;
+// see Locked for what could not be locked.
+func New(size int) (*Buffer, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("secret memory of %d bytes: the size must be positive", size)
+	}
+	if size > slotSize {
+		region, err := pages.mapPages(size)
+		if err != nil {
+			return nil, err
+		}
+		return &Buffer{bytes: region[:size:size], region: region}, nil
+	}
+	slot, err := pages.take()
+	if err != nil {
+		return nil, err
+	}
+	return &Buffer{bytes: slot[:size:size], slot: slot}, nil
+}
+
+// From moves secret bytes here: they are copied and the source is wiped.
+func From(source []byte) (*Buffer, error) {
+	b, err := New(len(source))
+	if err != nil {
+		return nil, err
+	}
+	copy(b.bytes, source)
+	clear(source)
+	return b, nil
+}
+
+// Bytes are the secret itself, nil after Close. The slice must not be used
+// after Close: it reads as zeros then, or is gone.
+func (b *Buffer) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes
+}
+
+// Close wipes the bytes and gives the memory back. It may be called twice.
+func (b *Buffer) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.bytes)
+	b.bytes = nil
+	if b.slot != nil {
+		pages.giveBack(b.slot)
+		b.slot = nil
+	}
+	if b.region != nil {
+		err := unix.Munmap(b.region)
+		b.region = nil
+		return err
+	}
+	return nil
+}
+
+// Locked reports whether every page so far could be locked; when not, raise
+// RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=).
+func Locked() bool {
+	pages.mu.Lock()
+	defer pages.mu.Unlock()
+	return pages.unlocked == 0
+}
+
+var pages pool
+
+// pool cuts locked pages into slots.
+type pool struct {
+	mu       sync.Mutex // guards what follows
+	free     [][]byte
+	resting  []resting // oldest first
+	unlocked int       // regions that could not be locked
+}
+
+type resting struct {
+	slot  []byte
+	since time.Time
+}
+
+func (p *pool) take() ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.resting) > 0 && time.Since(p.resting[0].since) > quarantine {
+		p.free = append(p.free, p.resting[0].slot)
+		p.resting = p.resting[1:]
+	}
+	if len(p.free) == 0 {
+		page, err := p.mapPagesLocked(os.Getpagesize())
+		if err != nil {
+			return nil, err
+		}
+		for ; len(page) >= slotSize; page = page[slotSize:] {
+			p.free = append(p.free, page[:slotSize:slotSize])
+		}
+	}
+	slot := p.free[len(p.free)-1]
+	p.free = p.free[:len(p.free)-1]
+	return slot, nil
+}
+
+func (p *pool) giveBack(slot []byte) {
+	clear(slot)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resting = append(p.resting, resting{slot, time.Now()})
+}
+
+func (p *pool) mapPages(size int) ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mapPagesLocked(size)
+}
+
+func (p *pool) mapPagesLocked(size int) ([]byte, error) {
+	page := os.Getpagesize()
+	region, err := unix.Mmap(-1, 0, (size+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes for secrets: %w", size, err)
+	}
+	if unix.Mlock(region) != nil {
+		p.unlocked++ // served all the same; Locked tells
+	}
+	// Kernels older than these advices refuse them; Harden covers dumps.
+	_ = unix.Madvise(region, unix.MADV_DONTDUMP)
+	_ = unix.Madvise(region, unix.MADV_WIPEONFORK)
+	return region, nil
+}
