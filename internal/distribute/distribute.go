@@ -69,6 +69,8 @@ type Response struct {
 	Nonce     string
 	Resources []*Resource
 	Removed   []string
+	// Missing are those of Removed that the subscriber asked for by name.
+	Missing []string
 }
 
 // Status is one line of the acknowledgement ledger.
@@ -76,8 +78,8 @@ type Status struct {
 	Subscriber string
 	Type       string
 	Name       string
-	Sent       string // version last sent; "" is a removal
-	Acked      string // version last acknowledged
-	Error      string // why the last sent version was refused; "" is not refused
+	Sent       string    // version last sent; "" is a removal
+	Acked      string    // version last acknowledged
+	Error      string    // why the last sent version was refused; "" is not refused
 	Since      time.Time // of the last transition between sent, acked, refused
 }
