@@ -153,7 +153,7 @@ func (c *Config) Validate() error {
 		p.Add("lifetimes.jwtSVID", "is longer than 24h; a JWT-SVID cannot be revoked")
 	}
 	for i, r := range c.Roles {
-		key := "roles[" + itoa(i) + "]"
+		key := "roles[" + strconv.Itoa(i) + "]"
 		switch r.Role {
 		case "viewer", "operator", "security", "admin":
 		default:
@@ -168,9 +168,9 @@ func (c *Config) Validate() error {
 		for j, s := range r.Subjects {
 			id, err := spiffeid.FromString(s)
 			if err != nil {
-				p.Add(key+".subjects["+itoa(j)+"]", "%q: %v", s, err)
+				p.Add(key+".subjects["+strconv.Itoa(j)+"]", "%q: %v", s, err)
 			} else if !id.MemberOf(td) {
-				p.Add(key+".subjects["+itoa(j)+"]", "%q is not of trust domain %s", s, c.TrustDomain)
+				p.Add(key+".subjects["+strconv.Itoa(j)+"]", "%q is not of trust domain %s", s, c.TrustDomain)
 			}
 		}
 	}
@@ -191,8 +191,4 @@ var reloadable = map[string]bool{"log": true}
 // NeedsRestart lists the keys that differ and cannot be applied live.
 func NeedsRestart(old, next Config) []string {
 	return configfile.Differences(old, next, reloadable)
-}
-
-func itoa(i int) string {
-	return strconv.Itoa(i)
 }
