@@ -777,6 +777,367 @@ func (x *SocketPair) GetRemote() string {
 	return ""
 }
 
+type ConnectionsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Only this session, or this identity; empty is all.
+	Session       string `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	SpiffeId      string `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionsRequest) Reset() {
+	*x = ConnectionsRequest{}
+	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionsRequest) ProtoMessage() {}
+
+func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
+func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ConnectionsRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *ConnectionsRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ConnectionsRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+type ConnectionsResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Connections []*Connection          `protobuf:"bytes,1,rep,name=connections,proto3" json:"connections,omitempty"`
+	// Newest first, bounded.
+	Failures      []*HandshakeFailure `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionsResponse) Reset() {
+	*x = ConnectionsResponse{}
+	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionsResponse) ProtoMessage() {}
+
+func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
+func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ConnectionsResponse) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *ConnectionsResponse) GetFailures() []*HandshakeFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+type Connection struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Whose Envoy this is.
+	SpiffeId string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// "inbound" or "outbound".
+	Direction string `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	// The mTLS socket, "ip:port".
+	Local  string `protobuf:"bytes,4,opt,name=local,proto3" json:"local,omitempty"`
+	Remote string `protobuf:"bytes,5,opt,name=remote,proto3" json:"remote,omitempty"`
+	// The peer, from its certificate.
+	PeerId     string `protobuf:"bytes,6,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	PeerSerial string `protobuf:"bytes,7,opt,name=peer_serial,json=peerSerial,proto3" json:"peer_serial,omitempty"`
+	TlsVersion string `protobuf:"bytes,8,opt,name=tls_version,json=tlsVersion,proto3" json:"tls_version,omitempty"`
+	Cipher     string `protobuf:"bytes,9,opt,name=cipher,proto3" json:"cipher,omitempty"`
+	// Key exchange group.
+	Group         string `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
+	SinceUnixNano int64  `protobuf:"varint,11,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
+	Cluster       string `protobuf:"bytes,12,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connection) Reset() {
+	*x = Connection{}
+	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connection) ProtoMessage() {}
+
+func (x *Connection) ProtoReflect() protoreflect.Message {
+	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connection.ProtoReflect.Descriptor instead.
+func (*Connection) Descriptor() ([]byte, []int) {
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Connection) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *Connection) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *Connection) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Connection) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Connection) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Connection) GetPeerId() string {
+	if x != nil {
+		return x.PeerId
+	}
+	return ""
+}
+
+func (x *Connection) GetPeerSerial() string {
+	if x != nil {
+		return x.PeerSerial
+	}
+	return ""
+}
+
+func (x *Connection) GetTlsVersion() string {
+	if x != nil {
+		return x.TlsVersion
+	}
+	return ""
+}
+
+func (x *Connection) GetCipher() string {
+	if x != nil {
+		return x.Cipher
+	}
+	return ""
+}
+
+func (x *Connection) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Connection) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *Connection) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type HandshakeFailure struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Session   string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	SpiffeId  string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Direction string                 `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	Remote    string                 `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
+	PeerId    string                 `protobuf:"bytes,5,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	// E.g. "plaintext", "unknown_ca", "wrong_san", "revoked".
+	Cause string `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
+	// As Envoy gave it.
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	AtUnixNano    int64  `protobuf:"varint,8,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
+	Destination   string `protobuf:"bytes,9,opt,name=destination,proto3" json:"destination,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandshakeFailure) Reset() {
+	*x = HandshakeFailure{}
+	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandshakeFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandshakeFailure) ProtoMessage() {}
+
+func (x *HandshakeFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandshakeFailure.ProtoReflect.Descriptor instead.
+func (*HandshakeFailure) Descriptor() ([]byte, []int) {
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HandshakeFailure) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetPeerId() string {
+	if x != nil {
+		return x.PeerId
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HandshakeFailure) GetAtUnixNano() int64 {
+	if x != nil {
+		return x.AtUnixNano
+	}
+	return 0
+}
+
+func (x *HandshakeFailure) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -786,7 +1147,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	mi := &file_api_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +1159,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	mi := &file_api_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +1172,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StatusRequest) GetTrustDomain() string {
@@ -847,7 +1208,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	mi := &file_api_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1220,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	mi := &file_api_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1233,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetTrustDomain() string {
@@ -1001,7 +1362,7 @@ type IdentityStatus struct {
 
 func (x *IdentityStatus) Reset() {
 	*x = IdentityStatus{}
-	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	mi := &file_api_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1374,7 @@ func (x *IdentityStatus) String() string {
 func (*IdentityStatus) ProtoMessage() {}
 
 func (x *IdentityStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	mi := &file_api_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1387,7 @@ func (x *IdentityStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityStatus.ProtoReflect.Descriptor instead.
 func (*IdentityStatus) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IdentityStatus) GetSpiffeId() string {
@@ -1083,7 +1444,7 @@ type SubscriberStatus struct {
 
 func (x *SubscriberStatus) Reset() {
 	*x = SubscriberStatus{}
-	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	mi := &file_api_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1456,7 @@ func (x *SubscriberStatus) String() string {
 func (*SubscriberStatus) ProtoMessage() {}
 
 func (x *SubscriberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	mi := &file_api_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1469,7 @@ func (x *SubscriberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriberStatus.ProtoReflect.Descriptor instead.
 func (*SubscriberStatus) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SubscriberStatus) GetSubscriber() string {
@@ -1151,7 +1512,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_local_v1_local_proto_msgTypes[14]
+	mi := &file_api_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1524,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[14]
+	mi := &file_api_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1537,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WhyRequest) GetTrustDomain() string {
@@ -1223,7 +1584,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[15]
+	mi := &file_api_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1596,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[15]
+	mi := &file_api_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1609,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WhyResponse) GetPid() int32 {
@@ -1339,7 +1700,42 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"SocketPair\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\tR\x05local\x12\x16\n" +
-	"\x06remote\x18\x02 \x01(\tR\x06remote\"2\n" +
+	"\x06remote\x18\x02 \x01(\tR\x06remote\"n\n" +
+	"\x12ConnectionsRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\"\x97\x01\n" +
+	"\x13ConnectionsResponse\x12?\n" +
+	"\vconnections\x18\x01 \x03(\v2\x1d.legation.local.v1.ConnectionR\vconnections\x12?\n" +
+	"\bfailures\x18\x02 \x03(\v2#.legation.local.v1.HandshakeFailureR\bfailures\"\xda\x02\n" +
+	"\n" +
+	"Connection\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05local\x18\x04 \x01(\tR\x05local\x12\x16\n" +
+	"\x06remote\x18\x05 \x01(\tR\x06remote\x12\x17\n" +
+	"\apeer_id\x18\x06 \x01(\tR\x06peerId\x12\x1f\n" +
+	"\vpeer_serial\x18\a \x01(\tR\n" +
+	"peerSerial\x12\x1f\n" +
+	"\vtls_version\x18\b \x01(\tR\n" +
+	"tlsVersion\x12\x16\n" +
+	"\x06cipher\x18\t \x01(\tR\x06cipher\x12\x14\n" +
+	"\x05group\x18\n" +
+	" \x01(\tR\x05group\x12&\n" +
+	"\x0fsince_unix_nano\x18\v \x01(\x03R\rsinceUnixNano\x12\x18\n" +
+	"\acluster\x18\f \x01(\tR\acluster\"\x8a\x02\n" +
+	"\x10HandshakeFailure\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x16\n" +
+	"\x06remote\x18\x04 \x01(\tR\x06remote\x12\x17\n" +
+	"\apeer_id\x18\x05 \x01(\tR\x06peerId\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\tR\x05cause\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12 \n" +
+	"\fat_unix_nano\x18\b \x01(\x03R\n" +
+	"atUnixNano\x12 \n" +
+	"\vdestination\x18\t \x01(\tR\vdestination\"2\n" +
 	"\rStatusRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"\xd7\x04\n" +
 	"\x0eStatusResponse\x12!\n" +
@@ -1396,11 +1792,12 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"candidates\x12\x18\n" +
 	"\asummary\x18\x05 \x01(\tR\asummary2d\n" +
 	"\bSessions\x12X\n" +
-	"\x04Open\x12!.legation.local.v1.SessionRequest\x1a\".legation.local.v1.SessionResponse\"\x05\xb2\x93\x19\x01\x02(\x010\x012\xaf\x01\n" +
+	"\x04Open\x12!.legation.local.v1.SessionRequest\x1a\".legation.local.v1.SessionResponse\"\x05\xb2\x93\x19\x01\x02(\x010\x012\x94\x02\n" +
 	"\n" +
 	"AgentAdmin\x12T\n" +
 	"\x06Status\x12 .legation.local.v1.StatusRequest\x1a!.legation.local.v1.StatusResponse\"\x05\xb2\x93\x19\x01\x06\x12K\n" +
-	"\x03Why\x12\x1d.legation.local.v1.WhyRequest\x1a\x1e.legation.local.v1.WhyResponse\"\x05\xb2\x93\x19\x01\x06B6Z4github.com/legation-io/legation/api/local/v1;localv1b\x06proto3"
+	"\x03Why\x12\x1d.legation.local.v1.WhyRequest\x1a\x1e.legation.local.v1.WhyResponse\"\x05\xb2\x93\x19\x01\x06\x12c\n" +
+	"\vConnections\x12%.legation.local.v1.ConnectionsRequest\x1a&.legation.local.v1.ConnectionsResponse\"\x05\xb2\x93\x19\x01\x06B6Z4github.com/legation-io/legation/api/local/v1;localv1b\x06proto3"
 
 var (
 	file_api_local_v1_local_proto_rawDescOnce sync.Once
@@ -1414,59 +1811,67 @@ func file_api_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_api_local_v1_local_proto_rawDescData
 }
 
-var file_api_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_api_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_local_v1_local_proto_goTypes = []any{
-	(*SessionRequest)(nil),     // 0: legation.local.v1.SessionRequest
-	(*SessionStart)(nil),       // 1: legation.local.v1.SessionStart
-	(*EnvoyStarted)(nil),       // 2: legation.local.v1.EnvoyStarted
-	(*ProgramStarted)(nil),     // 3: legation.local.v1.ProgramStarted
-	(*SocketsClosed)(nil),      // 4: legation.local.v1.SocketsClosed
-	(*SessionResponse)(nil),    // 5: legation.local.v1.SessionResponse
-	(*Attested)(nil),           // 6: legation.local.v1.Attested
-	(*Ready)(nil),              // 7: legation.local.v1.Ready
-	(*CloseSockets)(nil),       // 8: legation.local.v1.CloseSockets
-	(*SocketPair)(nil),         // 9: legation.local.v1.SocketPair
-	(*StatusRequest)(nil),      // 10: legation.local.v1.StatusRequest
-	(*StatusResponse)(nil),     // 11: legation.local.v1.StatusResponse
-	(*IdentityStatus)(nil),     // 12: legation.local.v1.IdentityStatus
-	(*SubscriberStatus)(nil),   // 13: legation.local.v1.SubscriberStatus
-	(*WhyRequest)(nil),         // 14: legation.local.v1.WhyRequest
-	(*WhyResponse)(nil),        // 15: legation.local.v1.WhyResponse
-	(v1.Mode)(0),               // 16: legation.node.v1.Mode
-	(*v1.Inbound)(nil),         // 17: legation.node.v1.Inbound
-	(*v1.Outbound)(nil),        // 18: legation.node.v1.Outbound
-	(*v1.SubscriberState)(nil), // 19: legation.node.v1.SubscriberState
-	(*v1.Candidate)(nil),       // 20: legation.node.v1.Candidate
+	(*SessionRequest)(nil),      // 0: legation.local.v1.SessionRequest
+	(*SessionStart)(nil),        // 1: legation.local.v1.SessionStart
+	(*EnvoyStarted)(nil),        // 2: legation.local.v1.EnvoyStarted
+	(*ProgramStarted)(nil),      // 3: legation.local.v1.ProgramStarted
+	(*SocketsClosed)(nil),       // 4: legation.local.v1.SocketsClosed
+	(*SessionResponse)(nil),     // 5: legation.local.v1.SessionResponse
+	(*Attested)(nil),            // 6: legation.local.v1.Attested
+	(*Ready)(nil),               // 7: legation.local.v1.Ready
+	(*CloseSockets)(nil),        // 8: legation.local.v1.CloseSockets
+	(*SocketPair)(nil),          // 9: legation.local.v1.SocketPair
+	(*ConnectionsRequest)(nil),  // 10: legation.local.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil), // 11: legation.local.v1.ConnectionsResponse
+	(*Connection)(nil),          // 12: legation.local.v1.Connection
+	(*HandshakeFailure)(nil),    // 13: legation.local.v1.HandshakeFailure
+	(*StatusRequest)(nil),       // 14: legation.local.v1.StatusRequest
+	(*StatusResponse)(nil),      // 15: legation.local.v1.StatusResponse
+	(*IdentityStatus)(nil),      // 16: legation.local.v1.IdentityStatus
+	(*SubscriberStatus)(nil),    // 17: legation.local.v1.SubscriberStatus
+	(*WhyRequest)(nil),          // 18: legation.local.v1.WhyRequest
+	(*WhyResponse)(nil),         // 19: legation.local.v1.WhyResponse
+	(v1.Mode)(0),                // 20: legation.node.v1.Mode
+	(*v1.Inbound)(nil),          // 21: legation.node.v1.Inbound
+	(*v1.Outbound)(nil),         // 22: legation.node.v1.Outbound
+	(*v1.SubscriberState)(nil),  // 23: legation.node.v1.SubscriberState
+	(*v1.Candidate)(nil),        // 24: legation.node.v1.Candidate
 }
 var file_api_local_v1_local_proto_depIdxs = []int32{
 	1,  // 0: legation.local.v1.SessionRequest.start:type_name -> legation.local.v1.SessionStart
 	2,  // 1: legation.local.v1.SessionRequest.envoy:type_name -> legation.local.v1.EnvoyStarted
 	3,  // 2: legation.local.v1.SessionRequest.program:type_name -> legation.local.v1.ProgramStarted
 	4,  // 3: legation.local.v1.SessionRequest.closed:type_name -> legation.local.v1.SocketsClosed
-	16, // 4: legation.local.v1.SessionStart.mode:type_name -> legation.node.v1.Mode
-	17, // 5: legation.local.v1.SessionStart.inbound:type_name -> legation.node.v1.Inbound
-	18, // 6: legation.local.v1.SessionStart.outbound:type_name -> legation.node.v1.Outbound
+	20, // 4: legation.local.v1.SessionStart.mode:type_name -> legation.node.v1.Mode
+	21, // 5: legation.local.v1.SessionStart.inbound:type_name -> legation.node.v1.Inbound
+	22, // 6: legation.local.v1.SessionStart.outbound:type_name -> legation.node.v1.Outbound
 	6,  // 7: legation.local.v1.SessionResponse.attested:type_name -> legation.local.v1.Attested
 	7,  // 8: legation.local.v1.SessionResponse.ready:type_name -> legation.local.v1.Ready
 	8,  // 9: legation.local.v1.SessionResponse.close:type_name -> legation.local.v1.CloseSockets
 	9,  // 10: legation.local.v1.CloseSockets.sockets:type_name -> legation.local.v1.SocketPair
 	9,  // 11: legation.local.v1.CloseSockets.keep:type_name -> legation.local.v1.SocketPair
-	12, // 12: legation.local.v1.StatusResponse.identities:type_name -> legation.local.v1.IdentityStatus
-	13, // 13: legation.local.v1.StatusResponse.subscribers:type_name -> legation.local.v1.SubscriberStatus
-	19, // 14: legation.local.v1.SubscriberStatus.states:type_name -> legation.node.v1.SubscriberState
-	12, // 15: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
-	20, // 16: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
-	0,  // 17: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
-	10, // 18: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
-	14, // 19: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
-	5,  // 20: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
-	11, // 21: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
-	15, // 22: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	12, // 12: legation.local.v1.ConnectionsResponse.connections:type_name -> legation.local.v1.Connection
+	13, // 13: legation.local.v1.ConnectionsResponse.failures:type_name -> legation.local.v1.HandshakeFailure
+	16, // 14: legation.local.v1.StatusResponse.identities:type_name -> legation.local.v1.IdentityStatus
+	17, // 15: legation.local.v1.StatusResponse.subscribers:type_name -> legation.local.v1.SubscriberStatus
+	23, // 16: legation.local.v1.SubscriberStatus.states:type_name -> legation.node.v1.SubscriberState
+	16, // 17: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
+	24, // 18: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
+	0,  // 19: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
+	14, // 20: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
+	18, // 21: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
+	10, // 22: legation.local.v1.AgentAdmin.Connections:input_type -> legation.local.v1.ConnectionsRequest
+	5,  // 23: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
+	15, // 24: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
+	19, // 25: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
+	11, // 26: legation.local.v1.AgentAdmin.Connections:output_type -> legation.local.v1.ConnectionsResponse
+	23, // [23:27] is the sub-list for method output_type
+	19, // [19:23] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_local_v1_local_proto_init() }
@@ -1492,7 +1897,7 @@ func file_api_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_local_v1_local_proto_rawDesc), len(file_api_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -129,8 +129,9 @@ var Sessions_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AgentAdmin_Status_FullMethodName = "/legation.local.v1.AgentAdmin/Status"
-	AgentAdmin_Why_FullMethodName    = "/legation.local.v1.AgentAdmin/Why"
+	AgentAdmin_Status_FullMethodName      = "/legation.local.v1.AgentAdmin/Status"
+	AgentAdmin_Why_FullMethodName         = "/legation.local.v1.AgentAdmin/Why"
+	AgentAdmin_Connections_FullMethodName = "/legation.local.v1.AgentAdmin/Connections"
 )
 
 // AgentAdminClient is the client API for AgentAdmin service.
@@ -143,6 +144,10 @@ type AgentAdminClient interface {
 	// Why explains the identity, or the lack of one, of a process, a set of
 	// selectors, or an SDS name.
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// Connections lists who is on each live connection of this machine's
+	// Envoys, and the latest handshakes that failed, with the reason as Envoy
+	// gave it.
+	Connections(ctx context.Context, in *ConnectionsRequest, opts ...grpc.CallOption) (*ConnectionsResponse, error)
 }
 
 type agentAdminClient struct {
@@ -173,6 +178,16 @@ func (c *agentAdminClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *agentAdminClient) Connections(ctx context.Context, in *ConnectionsRequest, opts ...grpc.CallOption) (*ConnectionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConnectionsResponse)
+	err := c.cc.Invoke(ctx, AgentAdmin_Connections_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentAdminServer is the server API for AgentAdmin service.
 // All implementations must embed UnimplementedAgentAdminServer
 // for forward compatibility.
@@ -183,6 +198,10 @@ type AgentAdminServer interface {
 	// Why explains the identity, or the lack of one, of a process, a set of
 	// selectors, or an SDS name.
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// Connections lists who is on each live connection of this machine's
+	// Envoys, and the latest handshakes that failed, with the reason as Envoy
+	// gave it.
+	Connections(context.Context, *ConnectionsRequest) (*ConnectionsResponse, error)
 	mustEmbedUnimplementedAgentAdminServer()
 }
 
@@ -198,6 +217,9 @@ func (UnimplementedAgentAdminServer) Status(context.Context, *StatusRequest) (*S
 }
 func (UnimplementedAgentAdminServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedAgentAdminServer) Connections(context.Context, *ConnectionsRequest) (*ConnectionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Connections not implemented")
 }
 func (UnimplementedAgentAdminServer) mustEmbedUnimplementedAgentAdminServer() {}
 func (UnimplementedAgentAdminServer) testEmbeddedByValue()                    {}
@@ -256,6 +278,24 @@ func _AgentAdmin_Why_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentAdmin_Connections_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConnectionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentAdminServer).Connections(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentAdmin_Connections_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentAdminServer).Connections(ctx, req.(*ConnectionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentAdmin_ServiceDesc is the grpc.ServiceDesc for AgentAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -270,6 +310,10 @@ var AgentAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Why",
 			Handler:    _AgentAdmin_Why_Handler,
+		},
+		{
+			MethodName: "Connections",
+			Handler:    _AgentAdmin_Connections_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
