@@ -87,7 +87,7 @@ from all of them at once.
 		applyCommand(o), getCommand(o), deleteCommand(o),
 		tokenCommand(o), nodeCommand(o), certCommand(o),
 		revokeCommand(o), liftCommand(o), bundleCommand(o),
-		statusCommand(o), whyCommand(o), checkCommand(o),
+		statusCommand(o), whyCommand(o), connectionsCommand(o), checkCommand(o),
 	)
 	return root
 }
