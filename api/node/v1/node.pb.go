@@ -1993,7 +1993,10 @@ type Subject struct {
 	// Capture mode: listen is empty, app says which captured ports exist.
 	Inbound []*Inbound `protobuf:"bytes,5,rep,name=inbound,proto3" json:"inbound,omitempty"`
 	// Explicit mode only: local ports for destinations.
-	Outbound      []*Outbound `protobuf:"bytes,6,rep,name=outbound,proto3" json:"outbound,omitempty"`
+	Outbound []*Outbound `protobuf:"bytes,6,rep,name=outbound,proto3" json:"outbound,omitempty"`
+	// What the agent holds of this subject from an earlier stream (type URL,
+	// name, hash). Only differences are sent, and held bodies not again.
+	Held          []*ResourceVersion `protobuf:"bytes,7,rep,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2066,6 +2069,13 @@ func (x *Subject) GetInbound() []*Inbound {
 func (x *Subject) GetOutbound() []*Outbound {
 	if x != nil {
 		return x.Outbound
+	}
+	return nil
+}
+
+func (x *Subject) GetHeld() []*ResourceVersion {
+	if x != nil {
+		return x.Held
 	}
 	return nil
 }
@@ -2281,11 +2291,12 @@ type ConfigRequest_Hello struct {
 }
 
 type ConfigRequest_Watch struct {
+	// A subject that is watched already is replaced, if it differs.
 	Watch *Subject `protobuf:"bytes,2,opt,name=watch,proto3,oneof"`
 }
 
 type ConfigRequest_Unwatch struct {
-	// Subject id that is no longer wanted.
+	// Subject id that is no longer wanted; answered by a last envelope.
 	Unwatch string `protobuf:"bytes,3,opt,name=unwatch,proto3,oneof"`
 }
 
@@ -2383,7 +2394,13 @@ func (*ConfigResponse_Hello) isConfigResponse_Message() {}
 
 func (*ConfigResponse_Envelope) isConfigResponse_Message() {}
 
-// Envelope is a change to one subject's resources.
+// Envelope is a change to one subject's resources. The last of a subject,
+// after unwatch, has neither resources nor removals and no nonce.
+//
+// A body travels when its hash is new to the stream: both ends know a hash
+// while a name of any subject, as last sent, refused or not, refers to it, and
+// forget it with the envelope after which none does. What a subject held
+// counts as sent from the watch on.
 type Envelope struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Nonce     string                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
@@ -2519,8 +2536,8 @@ type ConfigResource struct {
 	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Content hash of body.
 	Hash string `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
-	// Present the first time this hash travels on this stream; untouched bytes
-	// of the google.protobuf.Any value.
+	// Present when this hash is new to the stream; untouched bytes of the
+	// google.protobuf.Any value.
 	Body          []byte `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3287,14 +3304,15 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x0fSignJWTResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12&\n" +
 	"\x0fexpires_at_unix\x18\x02 \x01(\x03R\rexpiresAtUnix\x12$\n" +
-	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\"\xe5\x01\n" +
+	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\"\x9c\x02\n" +
 	"\aSubject\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
 	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12*\n" +
 	"\x04mode\x18\x04 \x01(\x0e2\x16.legation.node.v1.ModeR\x04mode\x123\n" +
 	"\ainbound\x18\x05 \x03(\v2\x19.legation.node.v1.InboundR\ainbound\x126\n" +
-	"\boutbound\x18\x06 \x03(\v2\x1a.legation.node.v1.OutboundR\boutbound\"3\n" +
+	"\boutbound\x18\x06 \x03(\v2\x1a.legation.node.v1.OutboundR\boutbound\x125\n" +
+	"\x04held\x18\a \x03(\v2!.legation.node.v1.ResourceVersionR\x04held\"3\n" +
 	"\aInbound\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\"P\n" +
@@ -3479,42 +3497,43 @@ var file_api_node_v1_node_proto_depIdxs = []int32{
 	0,  // 14: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
 	29, // 15: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
 	30, // 16: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
-	2,  // 17: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
-	28, // 18: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
-	12, // 19: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
-	2,  // 20: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
-	33, // 21: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
-	35, // 22: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
-	34, // 23: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
-	25, // 24: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
-	2,  // 25: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
-	38, // 26: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
-	39, // 27: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
-	40, // 28: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
-	2,  // 29: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
-	1,  // 30: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
-	43, // 31: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
-	3,  // 32: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
-	7,  // 33: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
-	9,  // 34: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
-	31, // 35: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
-	21, // 36: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
-	26, // 37: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
-	36, // 38: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
-	41, // 39: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
-	5,  // 40: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
-	8,  // 41: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
-	13, // 42: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
-	32, // 43: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
-	23, // 44: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
-	27, // 45: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
-	37, // 46: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
-	42, // 47: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
-	40, // [40:48] is the sub-list for method output_type
-	32, // [32:40] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	11, // 17: legation.node.v1.Subject.held:type_name -> legation.node.v1.ResourceVersion
+	2,  // 18: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
+	28, // 19: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
+	12, // 20: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
+	2,  // 21: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
+	33, // 22: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
+	35, // 23: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
+	34, // 24: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
+	25, // 25: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
+	2,  // 26: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
+	38, // 27: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
+	39, // 28: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
+	40, // 29: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
+	2,  // 30: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
+	1,  // 31: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
+	43, // 32: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
+	3,  // 33: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
+	7,  // 34: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
+	9,  // 35: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
+	31, // 36: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
+	21, // 37: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
+	26, // 38: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
+	36, // 39: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
+	41, // 40: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
+	5,  // 41: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
+	8,  // 42: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
+	13, // 43: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
+	32, // 44: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
+	23, // 45: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
+	27, // 46: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
+	37, // 47: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
+	42, // 48: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
+	41, // [41:49] is the sub-list for method output_type
+	33, // [33:41] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_node_v1_node_proto_init() }
