@@ -1,0 +1,401 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// node is a machine with an agent: here, a second and third agent process.
+type node struct {
+	name, socket, admin, metrics string
+	proc                         *process
+}
+
+// service is one program of the platform.
+type service struct {
+	name     string
+	node     *node
+	calls    []string // services it connects to
+	path     string   // executable that attestation sees
+	argv     func(peers map[string]string, listen string) []string
+	proc     *process
+	outbound map[string]int // explicit mode: local port of each destination
+}
+
+func (d *demo) startControlPlane(ctx context.Context) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	d.server = filepath.Join(d.work, "admin.sock")
+	p, err := d.start("control-plane", []string{d.tool("legation"), "server", "--trust-domain", trustDomain,
+		"--data-dir", filepath.Join(d.work, "control-plane"), "--listen", fmt.Sprintf("127.0.0.1:%d", port),
+		"--metrics", "", "--admin-socket", d.server})
+	if err != nil {
+		return err
+	}
+	for i, name := range []string{"node-1", "node-2"} {
+		metrics, err := freePort()
+		if err != nil {
+			return err
+		}
+		d.nodes = append(d.nodes, &node{
+			name: name, socket: filepath.Join(d.work, fmt.Sprintf("n%d.sock", i+1)),
+			admin: filepath.Join(d.work, fmt.Sprintf("n%d-admin.sock", i+1)), metrics: fmt.Sprintf("127.0.0.1:%d", metrics),
+		})
+	}
+	err = until(ctx, 20*time.Second, "the control plane answers", func() error {
+		if err := p.alive(); err != nil {
+			return finalError{err}
+		}
+		_, err := os.Stat(d.server)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, n := range d.nodes {
+		n.proc, err = d.agentProcess(ctx, n, fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) agentProcess(ctx context.Context, n *node, server string) (*process, error) {
+	var token struct{ Token, BundleHash string }
+	if err := d.legation(ctx, &token, "token", "create", "--node", n.name); err != nil {
+		return nil, err
+	}
+	file := filepath.Join(d.work, n.name+".token")
+	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
+		return nil, err
+	}
+	return d.start(n.name, []string{d.tool("legation-agent"), "serve", "--trust-domain", trustDomain, "--server", server,
+		"--data-dir", filepath.Join(d.work, n.name), "--socket", n.socket, "--admin-socket", n.admin,
+		"--join-token-file", file, "--bundle-hash", token.BundleHash, "--metrics", n.metrics})
+}
+
+func (d *demo) startAgents(ctx context.Context) error {
+	for _, n := range d.nodes {
+		err := until(ctx, 20*time.Second, n.name+" joins", func() error {
+			if err := n.proc.alive(); err != nil {
+				return finalError{err}
+			}
+			var st struct {
+				Connected bool
+				LastError string
+			}
+			if err := d.agent(ctx, n, &st, "status", "--node"); err != nil {
+				return err
+			}
+			if !st.Connected {
+				return errors.New(st.LastError)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		d.out.say("  %s attested by join token", n.name)
+	}
+	return nil
+}
+
+// plan says which program runs where and calls whom.
+func (d *demo) plan() error {
+	python, err := d.pythons("ingestion", "model")
+	if err != nil {
+		return err
+	}
+	retrievalPath, retrieval, err := d.retrieval()
+	if err != nil {
+		return err
+	}
+	store := filepath.Join(d.work, "featurestore")
+	if err := d.compile(store, "featurestore"); err != nil {
+		return err
+	}
+	url := func(address string) string { return "http://" + address }
+	d.services = []*service{
+		{name: "featurestore", node: d.nodes[1], path: store, argv: func(_ map[string]string, listen string) []string {
+			return []string{store, "-listen", listen}
+		}},
+		{name: "retrieval", node: d.nodes[1], calls: []string{"featurestore"}, path: retrievalPath, argv: func(peers map[string]string, listen string) []string {
+			return append(retrieval, listen, url(peers["featurestore"]))
+		}},
+		{name: "model", node: d.nodes[0], calls: []string{"retrieval"}, path: python["model"], argv: func(peers map[string]string, listen string) []string {
+			return []string{python["model"], filepath.Join(d.source, "model/model.py"), "--listen", listen, "--retrieval", url(peers["retrieval"])}
+		}},
+		{name: "ingestion", node: d.nodes[0], calls: []string{"featurestore", "model", "decoy"}, path: python["ingestion"], argv: func(peers map[string]string, listen string) []string {
+			return []string{python["ingestion"], filepath.Join(d.source, "ingestion/ingestion.py"), "--listen", listen,
+				"--featurestore", url(peers["featurestore"]), "--model", url(peers["model"])}
+		}},
+	}
+	return nil
+}
+
+// pythons gives each service an interpreter at a path of its own (a virtual
+// environment with nothing installed), so that attestation by path tells
+// them apart.
+func (d *demo) pythons(names ...string) (map[string]string, error) {
+	base := "/usr/bin/python3"
+	if _, err := os.Stat(base); err != nil {
+		if base, err = exec.LookPath("python3"); err != nil {
+			return nil, errors.New("python3 is needed for the ingestion and model programs")
+		}
+	}
+	paths := map[string]string{}
+	for _, name := range names {
+		dir := filepath.Join(d.work, "python-"+name)
+		if err := command(base, "-m", "venv", "--copies", "--without-pip", dir); err != nil {
+			return nil, err
+		}
+		real, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "python3"))
+		if err != nil {
+			return nil, err
+		}
+		paths[name] = real
+	}
+	return paths, nil
+}
+
+// retrieval is Java where there is a JDK, else Go.
+func (d *demo) retrieval() (string, []string, error) {
+	if java, err := exec.LookPath("java"); err == nil {
+		if real, err := filepath.EvalSymlinks(java); err == nil {
+			if command(real, "--list-modules") == nil && exec.Command(filepath.Join(filepath.Dir(real), "javac"), "-version").Run() == nil {
+				d.out.say("  retrieval runs in Java (%s)", real)
+				return real, []string{real, "-XX:TieredStopAtLevel=1", filepath.Join(d.source, "retrieval/Retrieval.java")}, nil
+			}
+		}
+	}
+	d.out.say("  no JDK on this machine: retrieval runs in Go")
+	path := filepath.Join(d.work, "retrieval")
+	return path, []string{path}, d.compile(path, "retrieval")
+}
+
+func (d *demo) compile(out, name string) error {
+	cmd := exec.Command("go", "build", "-o", out, "./"+name)
+	cmd.Dir = d.source
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w: %s", name, err, msg)
+	}
+	return nil
+}
+
+// resources are the declared identities and services, as YAML.
+func (d *demo) resources(ttl string) string {
+	var b strings.Builder
+	for _, s := range d.services {
+		fmt.Fprintf(&b, `apiVersion: legation.io/v1alpha1
+kind: WorkloadIdentity
+metadata: {name: %s, namespace: default}
+spec:
+  node: %s
+  ttl: %s
+  selectors: ["unix:path:%s", "unix:uid:%d"]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: default}
+spec:
+  selector: {app: %s}
+  ports: [{name: http, port: %d, targetPort: %d}]
+---
+`, s.name, s.node.name, ttl, s.path, os.Geteuid(), s.name, s.name, appPort, appPort)
+		d.endpoint(&b, s.name, s.name, s.name)
+	}
+	// A service whose endpoint is another program than declared: a valid
+	// identity, and not the expected one.
+	fmt.Fprintf(&b, `apiVersion: v1
+kind: Service
+metadata: {name: decoy, namespace: default}
+spec:
+  selector: {app: decoy}
+  clusterIP: 10.201.78.1
+  ports: [{name: http, port: %d, targetPort: %d}]
+---
+`, appPort, appPort)
+	d.endpoint(&b, "decoy", "model", "featurestore")
+	return b.String()
+}
+
+// endpoint declares that app is served at host's address by an identity.
+func (d *demo) endpoint(b *strings.Builder, app, host, identity string) {
+	address, port := d.host.address(host)
+	fmt.Fprintf(b, `apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: %s, namespace: default}
+spec:
+  address: %s
+  labels: {app: %s}
+  ports: {http: %d}
+  serviceAccount: %s
+---
+`, app, address, app, port, identity)
+}
+
+func (d *demo) declare(ctx context.Context) error {
+	if err := d.plan(); err != nil {
+		return err
+	}
+	return d.apply(ctx, "1h")
+}
+
+func (d *demo) apply(ctx context.Context, ttl string) error {
+	file := filepath.Join(d.work, "platform.yaml")
+	if err := os.WriteFile(file, []byte(d.resources(ttl)), 0o644); err != nil {
+		return err
+	}
+	var applied []struct{ Kind, Name, Action string }
+	if err := d.legation(ctx, &applied, "apply", "-f", file); err != nil {
+		return err
+	}
+	d.out.say("  %d resources applied", len(applied))
+	return nil
+}
+
+func (d *demo) startServices(ctx context.Context) error {
+	for _, s := range d.services {
+		if err := d.startService(s); err != nil {
+			return err
+		}
+	}
+	for _, s := range d.services {
+		err := until(ctx, 60*time.Second, s.name+" runs in a session", func() error {
+			if err := s.proc.alive(); err != nil {
+				return finalError{err}
+			}
+			out, err := os.ReadFile(s.proc.log)
+			if err == nil && !strings.Contains(string(out), "program started") {
+				err = errors.New("its proxy is not ready yet")
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		d.out.say("  %-13s on %s as %s", s.name, s.node.name, short(id(s.name)))
+	}
+	return nil
+}
+
+func (d *demo) startService(s *service) error {
+	peers := map[string]string{}
+	listen := fmt.Sprintf("127.0.0.1:%d", appPort)
+	argv := []string{d.tool("legation-agent"), "run", "--socket", s.node.socket}
+	if e, ok := d.host.(*loopback); ok {
+		mtls, app := e.ports[s.name][0], e.ports[s.name][1]
+		listen = fmt.Sprintf("127.0.0.1:%d", app)
+		argv = append(argv, "--inbound", fmt.Sprintf("127.0.0.1:%d=%s", mtls, listen))
+		s.outbound = map[string]int{}
+		for _, peer := range s.calls {
+			port, err := freePort()
+			if err != nil {
+				return err
+			}
+			s.outbound[peer] = port
+			peers[peer] = fmt.Sprintf("127.0.0.1:%d", port)
+			argv = append(argv, "--outbound", fmt.Sprintf("%s:%d=%s", peer, appPort, peers[peer]))
+		}
+	} else {
+		argv = append(argv, "--capture", "--inbound", fmt.Sprint(appPort))
+		for _, peer := range s.calls {
+			host, port := d.host.address(peer)
+			peers[peer] = fmt.Sprintf("%s:%d", host, port)
+		}
+	}
+	argv = append(append(argv, "--"), s.argv(peers, listen)...)
+	var err error
+	s.proc, err = d.start(s.name, d.host.in(s.name, argv...))
+	return err
+}
+
+// through is where a client reaches a service by way of its own proxy.
+func (d *demo) through(client, server string) string {
+	if _, ok := d.host.(*loopback); ok {
+		for _, s := range d.services {
+			if s.name == client {
+				return fmt.Sprintf("127.0.0.1:%d", s.outbound[server])
+			}
+		}
+	}
+	if server == "decoy" {
+		return fmt.Sprintf("10.201.78.1:%d", appPort)
+	}
+	host, port := d.host.address(server)
+	return fmt.Sprintf("%s:%d", host, port)
+}
+
+// direct is where a program listens, on its own host's loopback.
+func (d *demo) direct(name string) string {
+	if e, ok := d.host.(*loopback); ok {
+		return fmt.Sprintf("127.0.0.1:%d", e.ports[name][1])
+	}
+	return fmt.Sprintf("127.0.0.1:%d", appPort)
+}
+
+// flow is what ingestion counted.
+type flow struct {
+	OK, Failed map[string]int
+	LastError  string
+}
+
+func (f flow) total() int  { return f.OK["featurestore"] + f.OK["model"] }
+func (f flow) failed() int { return f.Failed["featurestore"] + f.Failed["model"] }
+
+func (d *demo) flow(ctx context.Context) (flow, error) {
+	var f flow
+	raw, err := d.get(ctx, "ingestion", "http://"+d.direct("ingestion")+"/stats")
+	if err != nil {
+		return f, err
+	}
+	return f, json.Unmarshal(raw, &f)
+}
+
+// get fetches a URL on a service's host.
+func (d *demo) get(ctx context.Context, host, url string) ([]byte, error) {
+	if _, ok := d.host.(*loopback); ok {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return nil, err
+		}
+		response, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		defer response.Body.Close()
+		return io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	}
+	var out probeResult
+	err := d.probe(ctx, host, &out, "-url", url, "-n", "1", "-body")
+	return []byte(out.Body), err
+}
+
+func (d *demo) waitFlow(ctx context.Context) error {
+	return until(ctx, 60*time.Second, "events flow through all four services", func() error {
+		for _, s := range d.services {
+			if err := s.proc.alive(); err != nil {
+				return finalError{err}
+			}
+		}
+		f, err := d.flow(ctx)
+		if err == nil && (f.OK["featurestore"] < 20 || f.OK["model"] < 20) {
+			err = fmt.Errorf("so far %v, last error %q", f.OK, f.LastError)
+		}
+		return err
+	})
+}
