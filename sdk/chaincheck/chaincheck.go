@@ -1,5 +1,178 @@
-// Package chaincheck verifies X.509-SVID chains: every link by path and by
-// certificate revocation list, with a result that explains each link.
+// Package chaincheck answers "is this chain an X.509-SVID that this trust
+// domain issued and has not taken back". It is the one verifier of every Go
+// part: it builds the path itself, checks every link by path and by
+// certificate revocation list, and explains each link, or names the one
+// cause of a refusal.
+//
+// It follows the X.509-SVID standard and RFC 5280, is strict where a standard
+// says MUST, and does no unbounded work: a chain from a stranger costs at
+// most a fixed number of signature checks and name comparisons. Who may talk
+// to whom is left to the caller, who gets the SPIFFE ID.
 package chaincheck
 
-import _ "github.com/spiffe/go-spiffe/v2/spiffeid"
+import (
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Usage is what the leaf is presented as (RFC 5280 4.2.1.12).
+type Usage int
+
+// The usages. There is no default: a verifier knows which side it is.
+const (
+	// Client: the peer dialled us; the leaf must carry id-kp-clientAuth.
+	Client Usage = iota + 1
+	// Server: we dialled the peer; the leaf must carry id-kp-serverAuth.
+	Server
+	// Any: outside a handshake; no purpose is required of the leaf.
+	Any
+)
+
+// Policy says what a missing or unusable CRL means. A certificate that a
+// genuine CRL lists is refused under Require and Prefer alike.
+type Policy int
+
+// The policies.
+const (
+	// Require: every CA in the path needs a current CRL. The default.
+	Require Policy = iota
+	// Prefer: without a current CRL a link is accepted and says so.
+	Prefer
+	// Off: CRLs are not looked at.
+	Off
+)
+
+// Limits on what a peer may present.
+const (
+	maxPresented = 16       // certificates in a chain
+	maxDER       = 64 << 10 // bytes of one certificate
+	defaultDepth = 5        // intermediates in a path
+)
+
+// Roots are the trust anchors, each bound to the one trust domain it may
+// speak for. An anchor need not be self-signed, but must be a CA.
+type Roots map[spiffeid.TrustDomain][]*x509.Certificate
+
+// Params is one question.
+type Params struct {
+	// Chain is what the peer presented, leaf first; the order of the rest
+	// does not matter. VerifyLeafRaw fills it.
+	Chain []*x509.Certificate
+	Roots Roots
+	// CRLs may be nil, which Require refuses. Shared by many calls.
+	CRLs       *CRLSet
+	Revocation Policy
+	Usage      Usage
+	// Now is wall time; zero is time.Now().
+	Now time.Time
+	// MaxLifetime refuses leaves that live longer, notBefore to notAfter;
+	// zero is no limit.
+	MaxLifetime time.Duration
+	// MaxDepth is the most intermediates, self-issued ones not counted,
+	// between leaf and root; zero is 5, negative allows none.
+	MaxDepth int
+}
+
+// Result is a verified chain.
+type Result struct {
+	ID spiffeid.ID
+	// Path is leaf first, trust anchor last.
+	Path []*x509.Certificate
+	// Links has one element per certificate of Path.
+	Links []Link
+	// Work is what the verification cost.
+	Work Work
+}
+
+// Link explains why one certificate of a path is believed.
+type Link struct {
+	Certificate *x509.Certificate
+	// Issuer signed Certificate; nil for the trust anchor.
+	Issuer     *x509.Certificate
+	Revocation Revocation
+}
+
+// String explains the link in words.
+func (l Link) String() string {
+	if l.Issuer == nil {
+		return fmt.Sprintf("%s is a trust anchor, valid until %s", describe(l.Certificate), stamp(l.Certificate.NotAfter))
+	}
+	return fmt.Sprintf("%s was signed by %s with %s, is valid until %s; %s", describe(l.Certificate), describe(l.Issuer),
+		l.Certificate.SignatureAlgorithm, stamp(l.Certificate.NotAfter), l.Revocation)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// VerifyLeafRaw parses certificates as a TLS handshake presents them, leaf
+// first, and verifies them. p.Chain is ignored.
+func VerifyLeafRaw(rawCerts [][]byte, p Params) (*Result, error) {
+	if len(rawCerts) > maxPresented {
+		return nil, refuse(TooComplex, nil, "%d certificates were presented, at most %d are looked at", len(rawCerts), maxPresented)
+	}
+	p.Chain = make([]*x509.Certificate, len(rawCerts))
+	for n, der := range rawCerts {
+		if len(der) > maxDER {
+			return nil, refuse(TooComplex, nil, "certificate %d of the chain has %d bytes, at most %d are looked at", n, len(der), maxDER)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, refuse(Malformed, nil, "certificate %d of the chain does not parse: %v", n, err)
+		}
+		p.Chain[n] = cert
+	}
+	return Verify(p)
+}
+
+// Verify checks a chain. The error is always an *Error.
+func Verify(p Params) (*Result, error) {
+	if len(p.Chain) == 0 {
+		return nil, refuse(NoCertificate, nil, "the peer presented no certificate")
+	}
+	if len(p.Chain) > maxPresented {
+		return nil, refuse(TooComplex, nil, "%d certificates were presented, at most %d are looked at", len(p.Chain), maxPresented)
+	}
+	leaf, err := factsOf(p.Chain[0])
+	if err != nil {
+		return nil, err
+	}
+	id, err := leaf.spiffeID()
+	if err != nil {
+		return nil, err
+	}
+	anchors := p.Roots[id.TrustDomain()]
+	if len(anchors) == 0 {
+		return nil, refuse(WrongTrustDomain, leaf.cert, "no roots are known for the trust domain %s; is it federated?", id.TrustDomain())
+	}
+	if lifetime := leaf.cert.NotAfter.Sub(leaf.cert.NotBefore); p.MaxLifetime > 0 && lifetime > p.MaxLifetime {
+		return nil, refuse(Lifetime, leaf.cert, "it lives %s, at most %s is accepted", lifetime, p.MaxLifetime)
+	}
+	s := newSearch(leaf, p.Chain[1:], anchors, p)
+	s.spiffe = true
+	if err := s.run(); err != nil {
+		if e := s.foreignAnchor(err, id.TrustDomain(), p.Roots); e != nil {
+			return nil, e
+		}
+		return nil, err
+	}
+	return &Result{ID: id, Path: s.certificates(), Links: s.links(), Work: s.work}, nil
+}
+
+func newSearch(leaf *facts, pool, anchors []*x509.Certificate, p Params) *search {
+	s := &search{leaf: leaf, pool: pool, anchors: anchors, usage: p.Usage, now: p.Now, crls: p.CRLs, policy: p.Revocation, maxDepth: p.MaxDepth}
+	if s.now.IsZero() {
+		s.now = time.Now()
+	}
+	// Certificates count in whole seconds: one is valid through the whole
+	// second that notAfter names (RFC 5280 4.1.2.5).
+	s.now = s.now.Truncate(time.Second)
+	switch {
+	case s.maxDepth == 0:
+		s.maxDepth = defaultDepth
+	case s.maxDepth < 0:
+		s.maxDepth = 0
+	}
+	return s
+}

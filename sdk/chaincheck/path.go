@@ -1,0 +1,384 @@
+package chaincheck
+
+import (
+	"bytes"
+	"crypto/x509"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Work counts what a verification did. It is bounded whatever was presented.
+type Work struct {
+	Signatures  int // signature checks, of certificates and of CRLs not checked before
+	Steps       int // candidates looked at while building paths
+	Comparisons int // names held against name constraints
+}
+
+// Bounds of Work. An honest chain needs 2 or 3 signatures and 5 steps.
+const (
+	maxSignatures  = 24
+	maxSteps       = 512
+	maxComparisons = 20_000
+	maxPath        = 24 // certificates, self-issued ones included
+)
+
+// search builds a path from the leaf to an anchor, depth first, and checks it
+// on the way. It knows nothing of SPIFFE but spiffe.
+type search struct {
+	leaf     *facts
+	pool     []*x509.Certificate // what may stand between
+	anchors  []*x509.Certificate
+	usage    Usage
+	now      time.Time
+	crls     *CRLSet
+	policy   Policy
+	maxDepth int  // intermediates that are not self-issued
+	spiffe   bool // hold certificates against what only X.509-SVID asks
+
+	path       []*facts
+	revocation []Revocation // of path[i], once complete
+	known      []candidate  // memo, in the order of first use
+	signed     []signature  // memo
+	work       Work
+	best       *Error
+	bestRank   rank
+}
+
+type candidate struct {
+	cert  *x509.Certificate
+	facts *facts
+	err   *Error
+}
+
+type signature struct {
+	child *x509.Certificate
+	spki  []byte
+	ok    bool
+}
+
+// rank orders what is worth telling when no path holds: the failure that came
+// closest to an anchor says most.
+type rank int
+
+const (
+	noIssuer rank = iota + 1 // nothing leads further
+	badIssuer
+	badPath  // a path to an anchor breaks a rule
+	overWork // no answer was found in the work allowed
+)
+
+func (s *search) note(r rank, err *Error) {
+	if r > s.bestRank {
+		s.best, s.bestRank = err, r
+	}
+}
+
+// run finds a path. A nil error leaves it in s.path.
+func (s *search) run() *Error {
+	switch {
+	case s.usage < Client || s.usage > Any:
+		return refuse(BadParams, nil, "the verifier must be told a usage: Client, Server or Any")
+	case s.policy < Require || s.policy > Off:
+		return refuse(BadParams, nil, "the verifier was given the unknown revocation policy %d", s.policy)
+	}
+	if err := s.leaf.checkLeaf(s.usage, s.now); err != nil {
+		return err
+	}
+	if s.spiffe {
+		if err := s.leaf.checkProfile(); err != nil {
+			return err
+		}
+	}
+	s.path = append(make([]*facts, 0, 4), s.leaf)
+	if s.extend() {
+		return nil
+	}
+	return s.best
+}
+
+func (s *search) extend() bool {
+	child := s.path[len(s.path)-1]
+	if len(s.path) >= maxPath {
+		s.note(badPath, refuse(TooComplex, child.cert, "the path through it is longer than %d certificates", maxPath))
+		return false
+	}
+	for _, anchor := range s.anchors {
+		if s.step(child, anchor) {
+			s.path = append(s.path, s.factsOf(anchor))
+			if s.complete() {
+				return true
+			}
+			s.path = s.path[:len(s.path)-1]
+		}
+	}
+	for _, cert := range s.pool {
+		if s.step(child, cert) && !s.onPath(cert) && s.depthAllows(cert) {
+			s.path = append(s.path, s.factsOf(cert))
+			if s.extend() {
+				return true
+			}
+			s.path = s.path[:len(s.path)-1]
+		}
+	}
+	s.note(noIssuer, refuse(UnknownCA, child.cert, "no trusted or presented CA certificate signed it"))
+	return false
+}
+
+// step reports whether issuer may sign child and did.
+func (s *search) step(child *facts, issuer *x509.Certificate) bool {
+	if s.bestRank == overWork {
+		return false
+	}
+	if s.work.Steps++; s.work.Steps > maxSteps {
+		s.note(overWork, refuse(TooComplex, nil, "no path was found among the presented certificates in %d steps", maxSteps))
+		return false
+	}
+	if !bytes.Equal(child.cert.RawIssuer, issuer.RawSubject) {
+		return false
+	}
+	// Both present and different: another key of that name (RFC 5280 4.2.1.1).
+	if len(child.cert.AuthorityKeyId) > 0 && len(issuer.SubjectKeyId) > 0 && !bytes.Equal(child.cert.AuthorityKeyId, issuer.SubjectKeyId) {
+		return false
+	}
+	f, err := s.lookup(issuer)
+	if err == nil {
+		err = f.checkCA(s.usage, s.now)
+	}
+	if err == nil {
+		err = s.checkSignature(child.cert, issuer)
+	}
+	if err != nil {
+		s.note(badIssuer, err)
+		return false
+	}
+	return true
+}
+
+func (s *search) lookup(cert *x509.Certificate) (*facts, *Error) {
+	for i := range s.known {
+		if s.known[i].cert == cert {
+			return s.known[i].facts, s.known[i].err
+		}
+	}
+	f, err := factsOf(cert)
+	if f != nil && err == nil && s.spiffe {
+		err = f.checkSigningID()
+	}
+	s.known = append(s.known, candidate{cert, f, err})
+	return f, err
+}
+
+func (s *search) factsOf(cert *x509.Certificate) *facts {
+	f, _ := s.lookup(cert)
+	return f
+}
+
+// checkSigningID: the SPIFFE ID of a signing certificate, if it has one, has
+// no path (X.509-SVID 3.2).
+func (f *facts) checkSigningID() *Error {
+	for _, n := range f.names {
+		if n.kind != nameURI || !bytes.HasPrefix(bytes.ToLower(n.value[:min(len(n.value), 9)]), []byte("spiffe://")) {
+			continue
+		}
+		if id, err := spiffeid.FromString(string(n.value)); err != nil || id.Path() != "" {
+			return refuse(WrongSAN, f.cert, "it is a CA whose SPIFFE ID %.256q is not that of a trust domain (X.509-SVID 3.2)", n.value)
+		}
+	}
+	return nil
+}
+
+func (s *search) checkSignature(child, issuer *x509.Certificate) *Error {
+	failed := func() *Error {
+		return refuse(BadSignature, child, "the key of %s did not make its signature", describe(issuer))
+	}
+	for i := range s.signed {
+		if s.signed[i].child == child && bytes.Equal(s.signed[i].spki, issuer.RawSubjectPublicKeyInfo) {
+			if s.signed[i].ok {
+				return nil
+			}
+			return failed()
+		}
+	}
+	if err := checkAlgorithm(child); err != nil {
+		return err
+	}
+	if s.work.Signatures++; s.work.Signatures > maxSignatures {
+		err := refuse(TooComplex, nil, "no path was found among the presented certificates in %d signature checks", maxSignatures)
+		s.note(overWork, err)
+		return err
+	}
+	ok := issuer.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) == nil
+	s.signed = append(s.signed, signature{child, issuer.RawSubjectPublicKeyInfo, ok})
+	if !ok {
+		return failed()
+	}
+	return nil
+}
+
+// checkAlgorithm accepts signatures over SHA-256 and better.
+func checkAlgorithm(c *x509.Certificate) *Error {
+	if strongAlgorithm(c.SignatureAlgorithm) {
+		return nil
+	}
+	return refuse(WeakKey, c, "its signature algorithm %s is not accepted", c.SignatureAlgorithm)
+}
+
+func strongAlgorithm(a x509.SignatureAlgorithm) bool {
+	switch a {
+	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519,
+		x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
+		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+		return true
+	}
+	return false
+}
+
+// onPath reports whether a CA of that name and key is on the path already: to
+// pass through it again leads nowhere new.
+func (s *search) onPath(cert *x509.Certificate) bool {
+	for _, f := range s.path {
+		if bytes.Equal(f.cert.RawSubject, cert.RawSubject) && bytes.Equal(f.cert.RawSubjectPublicKeyInfo, cert.RawSubjectPublicKeyInfo) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *search) depthAllows(cert *x509.Certificate) bool {
+	depth := 0
+	for _, f := range s.path[1:] {
+		if !f.selfIssued {
+			depth++
+		}
+	}
+	if !s.factsOf(cert).selfIssued {
+		depth++
+	}
+	if depth > s.maxDepth {
+		s.note(badIssuer, refuse(Constraint, cert, "the path through it has more than %d intermediates", s.maxDepth))
+		return false
+	}
+	return true
+}
+
+// complete checks what can be said only of a whole path.
+func (s *search) complete() bool {
+	err := s.checkPathLen()
+	if err == nil {
+		err = s.checkNames()
+	}
+	if err == nil {
+		err = s.checkRevocation()
+	}
+	if err != nil {
+		s.note(badPath, err)
+	}
+	return err == nil
+}
+
+// checkPathLen: RFC 5280 4.2.1.9, 6.1.4 (l, m).
+func (s *search) checkPathLen() *Error {
+	below := 0 // intermediates below that are not self-issued
+	for i, ca := range s.path {
+		if i == 0 {
+			continue
+		}
+		limit := ca.cert.MaxPathLen
+		if (limit > 0 || limit == 0 && ca.cert.MaxPathLenZero) && below > limit {
+			return refuse(Constraint, ca.cert, "its path length constraint allows %d CAs below it, there are %d", limit, below)
+		}
+		if !ca.selfIssued {
+			below++
+		}
+	}
+	return nil
+}
+
+// checkNames: RFC 5280 6.1.3 (b, c); every CA's constraints hold for all that
+// is below it, except self-issued intermediates.
+func (s *search) checkNames() *Error {
+	for i, ca := range s.path {
+		if ca.constraints == nil {
+			continue
+		}
+		for j, below := range s.path[:i] {
+			if j > 0 && below.selfIssued {
+				continue
+			}
+			if err := ca.constraints.check(ca, below, &s.work); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkRevocation asks each issuer's CRL for what it signed, the leaf last:
+// whether a CA still counts comes before what it says.
+func (s *search) checkRevocation() *Error {
+	if cap(s.revocation) < len(s.path) {
+		s.revocation = make([]Revocation, len(s.path))
+	}
+	s.revocation = s.revocation[:len(s.path)]
+	for i := len(s.path) - 2; i >= 0; i-- {
+		if s.policy == Off {
+			s.revocation[i] = Revocation{}
+			continue
+		}
+		child, issuer := s.path[i].cert, s.path[i+1].cert
+		r := s.crls.Lookup(child, issuer, s.now, &s.work)
+		s.revocation[i] = r
+		switch {
+		case r.Status == StatusRevoked:
+			return refuse(Revoked, child, "%s", r)
+		case r.Status != StatusGood && s.policy == Require:
+			return refuse(RevocationUnknown, child, "%s", r)
+		}
+	}
+	s.revocation[len(s.path)-1] = Revocation{}
+	return nil
+}
+
+func (s *search) certificates() []*x509.Certificate {
+	certs := make([]*x509.Certificate, len(s.path))
+	for i, f := range s.path {
+		certs[i] = f.cert
+	}
+	return certs
+}
+
+func (s *search) links() []Link {
+	links := make([]Link, len(s.path))
+	for i, f := range s.path {
+		links[i] = Link{Certificate: f.cert, Revocation: s.revocation[i]}
+		if i+1 < len(s.path) {
+			links[i].Issuer = s.path[i+1].cert
+		}
+	}
+	return links
+}
+
+// foreignAnchor tells an unknown CA from the CA of another trust domain,
+// which may not speak for this one. It never accepts anything.
+func (s *search) foreignAnchor(err *Error, own spiffeid.TrustDomain, roots Roots) *Error {
+	if err.Cause != UnknownCA {
+		return nil
+	}
+	for domain, anchors := range roots {
+		if domain == own {
+			continue
+		}
+		other := *s
+		other.anchors, other.known, other.policy = anchors, nil, Off
+		other.path, other.revocation, other.best, other.bestRank = other.path[:0:0], nil, nil, 0
+		if other.run() == nil {
+			return refuse(WrongTrustDomain, s.leaf.cert, "it is anchored by a root of %s, which may not speak for %s", domain, own)
+		}
+		s.work = other.work
+		if other.bestRank == overWork {
+			return nil
+		}
+	}
+	return nil
+}
