@@ -1,0 +1,69 @@
+package catalog
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	adminv1 "github.com/legation-io/legation/api/admin/v1"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected sentences")
+
+// sentences are problems as a person reads them.
+func sentences(problems []*adminv1.Problem) string {
+	var b strings.Builder
+	for _, p := range problems {
+		fmt.Fprintf(&b, "%d: %s: %s (%s)\n", p.Line, p.Field, p.Message, p.Fix)
+	}
+	return b.String()
+}
+
+// Each *.bad.yaml has its sentences beside it; each *.good.yaml has none.
+func TestFilesAreJudged(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no testdata", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			content, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, newStore(t), Limits{})
+			apply(t, c, identity("stored", `sdsNames: ["stored-cert"]`, `spiffeID: "spiffe://example.org/stored"`)+
+				"---\napiVersion: v1\nkind: Service\nmetadata: {name: stored}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n")
+			_, problems, err := c.Apply(t.Context(), ApplyParams{Documents: []*adminv1.Document{{File: filepath.Base(file), Content: content}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := sentences(problems)
+			if strings.HasSuffix(file, ".good.yaml") {
+				if got != "" {
+					t.Error(got)
+				}
+				return
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%swant:\n%s", got, want)
+			}
+			if got == "" {
+				t.Error("a bad file was accepted")
+			}
+		})
+	}
+}
