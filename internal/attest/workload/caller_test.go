@@ -1,0 +1,309 @@
+package workload
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/legation-io/legation/internal/fault"
+	"go.uber.org/goleak"
+)
+
+func TestSelectorsOfACallerComeFromTheKernel(t *testing.T) {
+	p := start(t, "wait")
+	c := p.mustCaller(running(t))
+	if int(c.PID()) != p.cmd.Process.Pid || int(c.UID()) != os.Geteuid() {
+		t.Errorf("pid %d uid %d", c.PID(), c.UID())
+	}
+	got, err := c.Selectors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.IsSorted(got) {
+		t.Errorf("not sorted: %q", got)
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(raw)
+	for _, want := range []Selector{
+		fmt.Sprintf("unix:uid:%d", os.Geteuid()),
+		fmt.Sprintf("unix:gid:%d", os.Getegid()),
+		"unix:path:" + self,
+		"unix:sha256:" + hex.EncodeToString(sum[:]),
+	} {
+		if !slices.Contains(got, want) {
+			t.Errorf("%q misses %q", got, want)
+		}
+	}
+	if os.Geteuid() == 0 && !(slices.Contains(got, "unix:user:root") && slices.Contains(got, "unix:group:root")) {
+		t.Errorf("%q misses the names of root", got)
+	}
+	if err := c.Recheck(); err != nil {
+		t.Errorf("Recheck of a process that did nothing: %v", err)
+	}
+}
+
+func TestCostlySelectorsAreReadOnlyWhenWanted(t *testing.T) {
+	c := start(t, "wait").mustCaller(NewAttestor(Params{Want: func() Want { return Want{} }}))
+	got, err := c.Selectors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range got {
+		for _, costly := range []string{"unix:sha256:", "unix:user:", "unix:group:", "unix:supplementary_group:"} {
+			if strings.HasPrefix(s, costly) {
+				t.Errorf("nobody wanted %q", s)
+			}
+		}
+	}
+}
+
+func TestDoneIsClosedWhenTheProcessEnds(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	for name, attestor := range map[string]func(*testing.T) *Attestor{
+		"watched by an attestor": running,
+		"standing alone":         func(*testing.T) *Attestor { return standalone() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t, "wait")
+			c := p.mustCaller(attestor(t))
+			select {
+			case <-c.Done():
+				t.Fatal("closed while the process lives")
+			default:
+			}
+			p.kill()
+			select {
+			case <-c.Done():
+			case <-time.After(10 * time.Second):
+				t.Fatal("not closed 10 s after the process was killed")
+			}
+			if c.Alive() {
+				t.Error("Alive after its end")
+			}
+			if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+				t.Errorf("selectors of a dead caller: %v", err)
+			}
+		})
+	}
+}
+
+func TestCallersKnownBeforeRunAreWatchedToo(t *testing.T) {
+	a := NewAttestor(Params{})
+	p := start(t, "wait")
+	done := p.mustCaller(a).Done()
+	p.kill()
+	ended := make(chan error, 1)
+	ctx := t.Context()
+	go func() { ended <- a.Run(ctx) }()
+	select {
+	case <-done:
+	case err := <-ended:
+		t.Fatal(err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("not closed")
+	}
+}
+
+func TestA20TheIdentityIsThatOfTheProcessThatConnected(t *testing.T) {
+	a := running(t)
+	t.Run("it ends and a child goes on with the socket", func(t *testing.T) {
+		p := start(t, "pass-and-die")
+		c := p.mustCaller(a)
+		if _, err := c.Selectors(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		child, _ := strconv.Atoi(p.proceed(""))
+		defer syscall.Kill(child, syscall.SIGKILL)
+		<-c.Done()
+		if err := c.Recheck(); !fault.Is(err, fault.Denied) {
+			t.Errorf("Recheck: %v", err)
+		}
+		if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+			t.Errorf("Selectors: %v", err)
+		}
+		if _, err := p.caller(a); !fault.Is(err, fault.Denied) {
+			t.Errorf("the socket attested anew: %v", err)
+		}
+	})
+	t.Run("it executes another program", func(t *testing.T) {
+		p := start(t, "exec")
+		c := p.mustCaller(a)
+		before, err := c.Selectors(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(p.in)
+		eventually(t, "Recheck notices", func() bool { return fault.Is(c.Recheck(), fault.Denied) })
+		after, err := c.Selectors(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(before, after) {
+			t.Error("the same selectors for another program")
+		}
+	})
+	t.Run("it changes its uid", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Fatal("needs root")
+		}
+		p := start(t, "setuid")
+		c := p.mustCaller(a)
+		if _, err := c.Selectors(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.proceed("done")
+		if err := c.Recheck(); !fault.Is(err, fault.Denied) {
+			t.Errorf("Recheck: %v", err)
+		}
+		if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+			t.Errorf("Selectors: %v", err)
+		}
+	})
+}
+
+func TestAPathIsGivenOnlyIfItNamesTheFileThatRuns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "program")
+	raw, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	c, err := FromPID(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	got, err := c.Selectors(t.Context())
+	if err != nil || !slices.Contains(got, "unix:path:"+path) {
+		t.Fatalf("%q, %v", got, err)
+	}
+	// An upgrade replaces the file under the running program.
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Recheck(); err != nil {
+		t.Errorf("an upgrade is no exec: %v", err)
+	}
+	os.Remove(path + ".old")
+	got, err = c.Selectors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range got {
+		if strings.HasPrefix(s, "unix:path:") {
+			t.Errorf("got %q for a program that lies nowhere", s)
+		}
+	}
+}
+
+func TestSelectorsForExecAreThoseOfTheFileToBeRun(t *testing.T) {
+	p := start(t, "exec") // will run /bin/sleep
+	c, err := FromPID(p.cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	path, err := filepath.EvalSymlinks("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	promised, err := SelectorsForExec(t.Context(), c, file, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(promised, "unix:path:"+path) {
+		t.Errorf("%q misses the path of the file", promised)
+	}
+	if err := c.Recheck(); !fault.Is(err, fault.Denied) {
+		t.Errorf("Recheck before exec: %v", err)
+	}
+	fmt.Fprintln(p.in)
+	eventually(t, "it runs the file", func() bool { return c.Recheck() == nil })
+	got, err := c.Selectors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, promised) {
+		t.Errorf("after exec %q, promised %q", got, promised)
+	}
+
+	t.Run("a wrong path is dropped", func(t *testing.T) {
+		got, err := SelectorsForExec(t.Context(), c, file, "/bin/ls")
+		if err != nil || slices.Contains(got, "unix:path:/bin/ls") {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+	t.Run("a script is refused", func(t *testing.T) {
+		script := filepath.Join(t.TempDir(), "x.sh")
+		os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755)
+		f, _ := os.Open(script)
+		defer f.Close()
+		if _, err := SelectorsForExec(t.Context(), c, f, script); !fault.Is(err, fault.Invalid) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a folder is refused", func(t *testing.T) {
+		f, _ := os.Open(t.TempDir())
+		defer f.Close()
+		if _, err := SelectorsForExec(t.Context(), c, f, "/"); !fault.Is(err, fault.Invalid) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestTheHashFollowsTheContent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	var h hashCache
+	for _, content := range []string{"one", "two", "six"} { // same size, same second
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := execID(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := h.sum(path, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := sha256.Sum256([]byte(content)); got != want {
+			t.Errorf("%q has another content's hash", content)
+		}
+	}
+}

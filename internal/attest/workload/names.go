@@ -1,0 +1,129 @@
+package workload
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// namesLive bounds how long a renamed user keeps the old selector.
+	namesLive = 10 * time.Second
+	cacheSize = 1024
+)
+
+// nameCache remembers the user database's answers. Built without cgo, only
+// /etc/passwd and /etc/group are asked.
+type nameCache struct {
+	mu    sync.Mutex // guards names
+	names map[nameKey]nameEntry
+}
+
+type nameKey struct {
+	group bool
+	id    uint32
+}
+
+type nameEntry struct {
+	name  string
+	until time.Time
+}
+
+func (n *nameCache) user(id uint32) string  { return n.get(nameKey{false, id}) }
+func (n *nameCache) group(id uint32) string { return n.get(nameKey{true, id}) }
+
+// get returns "" for an id without a name.
+func (n *nameCache) get(key nameKey) string {
+	n.mu.Lock()
+	e, ok := n.names[key]
+	n.mu.Unlock()
+	if ok && time.Now().Before(e.until) {
+		return e.name
+	}
+	name := ""
+	id := strconv.FormatUint(uint64(key.id), 10)
+	if key.group {
+		if g, err := user.LookupGroupId(id); err == nil {
+			name = g.Name
+		}
+	} else if u, err := user.LookupId(id); err == nil {
+		name = u.Username
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.names == nil || len(n.names) >= cacheSize {
+		n.names = map[nameKey]nameEntry{}
+	}
+	n.names[key] = nameEntry{name, time.Now().Add(namesLive)}
+	return name
+}
+
+// hashCache remembers the SHA-256 of executables by what stat says of them,
+// ctime included, which cannot be set back.
+type hashCache struct {
+	mu   sync.Mutex // guards sums
+	sums map[fileID][sha256.Size]byte
+}
+
+// settle: a file changed just now may be changed again within the same tick
+// of its time stamps; it is hashed again next time.
+const settle = 2 * time.Second
+
+// sum hashes the file that path leads to, which must be the one with id.
+func (h *hashCache) sum(path string, id fileID) (sum [sha256.Size]byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return sum, fmt.Errorf("read the executable: %w", err)
+	}
+	defer f.Close()
+	before, err := hashID(f, id)
+	if err != nil {
+		return sum, err
+	}
+	h.mu.Lock()
+	sum, ok := h.sums[before]
+	h.mu.Unlock()
+	if ok {
+		return sum, nil
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, f); err != nil {
+		return sum, fmt.Errorf("read the executable: %w", err)
+	}
+	if after, err := hashID(f, id); err != nil || after != before {
+		return sum, fmt.Errorf("the executable changed while it was read")
+	}
+	hash.Sum(sum[:0])
+	if time.Since(time.Unix(before.ctime.Unix())) < settle {
+		return sum, nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sums == nil || len(h.sums) >= cacheSize {
+		h.sums = map[fileID][sha256.Size]byte{}
+	}
+	h.sums[before] = sum
+	return sum, nil
+}
+
+// hashID is the open file's id with its ctime; it must be the file with id.
+func hashID(f *os.File, id fileID) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fileID{}, fmt.Errorf("read the executable: %w", err)
+	}
+	got := idOf(&st)
+	plain := got
+	plain.ctime = unix.Timespec{}
+	if plain != id {
+		return fileID{}, fmt.Errorf("the executable changed while it was read")
+	}
+	return got, nil
+}
