@@ -4,9 +4,12 @@
 package durable
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // FS is where files live. Errors are those of package os.
@@ -14,9 +17,11 @@ type FS interface {
 	ReadFile(path string) ([]byte, error)
 	// WriteFile replaces path whole: temporary file in the same folder with
 	// the mode set at creation whatever the umask, fsync, rename, fsync of
-	// the folder.
+	// the folder. After an error path holds what it held before, or, when
+	// only the last fsync failed, the new data not yet durable.
 	WriteFile(path string, data []byte, mode os.FileMode) error
-	// MkdirAll makes path and missing parents with exactly this mode.
+	// MkdirAll makes path and missing parents with exactly this mode. What
+	// exists keeps its mode.
 	MkdirAll(path string, mode os.FileMode) error
 	// Remove deletes a file durably; an absent one is no error.
 	Remove(path string) error
@@ -31,7 +36,7 @@ func (osFS) ReadFile(path string) ([]byte, error) { return os.ReadFile(path) }
 
 func (osFS) WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600 from the start
+	f, err := os.CreateTemp(dir, tempPattern(path)) // 0600 from the start
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -59,24 +64,36 @@ func (osFS) WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	return syncDir(dir)
 }
 
-func (osFS) MkdirAll(path string, mode os.FileMode) error {
+func (o osFS) MkdirAll(path string, mode os.FileMode) error {
 	if st, err := os.Stat(path); err == nil {
 		if !st.IsDir() {
 			return fmt.Errorf("make folder %s: a file is in its place", path)
 		}
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := o.MkdirAll(parent, mode); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, mode); err != nil {
+		if errors.Is(err, fs.ErrExist) { // somebody else was faster
+			return nil
+		}
 		return err
 	}
-	if err := os.Mkdir(path, mode); err != nil && !os.IsExist(err) {
+	if err := os.Chmod(path, mode); err != nil { // the umask took bits away
 		return err
 	}
-	return os.Chmod(path, mode)
+	return syncDir(parent)
 }
 
 func (osFS) Remove(path string) error {
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		return err
 	}
 	return syncDir(filepath.Dir(path))
@@ -89,4 +106,29 @@ func syncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// tempPattern names the temporary file of a path: hidden, and recognised by
+// isTemp.
+func tempPattern(path string) string { return "." + filepath.Base(path) + ".tmp*" }
+
+func isTemp(name string) bool { return strings.HasPrefix(name, ".") && strings.Contains(name, ".tmp") }
+
+// Sweep removes the temporary files that WriteFile left in a folder of the
+// machine when the power failed. Call it before anything writes there.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Type().IsRegular() && isTemp(e.Name()) {
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
