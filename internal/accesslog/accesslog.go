@@ -37,6 +37,13 @@ package accesslog
 // ADS, SDS and the access log service.
 const Cluster = "agent"
 
+// Stat prefixes of listeners (Listener.stat_prefix), so that statistics read
+// listener.inbound.… whatever the address. Draining waits for the first.
+const (
+	StatInbound  = "inbound"
+	StatOutbound = "outbound"
+)
+
 // Names of the logs (log_name): which direction, and whether tcp_proxy or
 // the listener wrote the entry.
 const (

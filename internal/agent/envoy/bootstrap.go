@@ -99,7 +99,7 @@ func Bootstrap(p BootstrapParams) ([]byte, error) {
 		},
 		StatsConfig:        stats(),
 		StatsFlushInterval: durationpb.New(10 * time.Second),
-		LayeredRuntime:     runtime(),
+		LayeredRuntime:     layers(),
 		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 			Name:       "envoy.resource_monitors.global_downstream_max_connections",
 			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: limit}}}},
@@ -159,9 +159,9 @@ func stats() *metricsv3.StatsConfig {
 	}
 }
 
-// runtime is a static layer only: with none given Envoy adds one that the
+// layers is a static layer only: with none given Envoy adds one that the
 // admin interface can write.
-func runtime() *bootstrapv3.LayeredRuntime {
+func layers() *bootstrapv3.LayeredRuntime {
 	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
 		Name: "static", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{}}}}}
 }

@@ -139,7 +139,8 @@ func Outbound(t testing.TB, name, ip string, port uint32, cluster string) *liste
 	}
 }
 
-// Cluster is one static endpoint; with a peer it speaks mTLS.
+// Cluster is one static endpoint (none with an empty ip); with a peer it
+// speaks mTLS.
 func Cluster(t testing.TB, name, ip string, port uint32, peer *Peer) *clusterv3.Cluster {
 	c := &clusterv3.Cluster{
 		Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
@@ -147,6 +148,9 @@ func Cluster(t testing.TB, name, ip string, port uint32, peer *Peer) *clusterv3.
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
 				Endpoint: &endpointv3.Endpoint{Address: Address(ip, port)}}}}}}},
+	}
+	if ip == "" {
+		c.LoadAssignment.Endpoints = nil
 	}
 	if peer != nil {
 		c.TransportSocket = &corev3.TransportSocket{Name: "envoy.transport_sockets.tls",

@@ -1,0 +1,160 @@
+package envoy
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sockDestroy is SOCK_DESTROY of linux/sock_diag.h: end the TCP socket with
+// these addresses (CONFIG_INET_DIAG_DESTROY, CAP_NET_ADMIN).
+const sockDestroy = 21
+
+// destroyer is a sock_diag socket in the network namespace of a process.
+type destroyer struct {
+	fd  int
+	err error
+	seq uint32
+}
+
+func newDestroyer(pid int) *destroyer {
+	type result struct {
+		fd  int
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		// The thread changes namespace and is thrown away: it stays locked.
+		runtime.LockOSThread()
+		fd, err := diagSocketIn(pid)
+		ch <- result{fd, err}
+	}()
+	r := <-ch
+	return &destroyer{fd: r.fd, err: r.err}
+}
+
+func diagSocketIn(pid int) (int, error) {
+	ns, err := unix.Open(fmt.Sprintf("%s/%d/ns/net", proc, pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open Envoy's network namespace: %w", err)
+	}
+	defer unix.Close(ns)
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return -1, fmt.Errorf("enter Envoy's network namespace (wants CAP_SYS_ADMIN): %w", err)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return -1, fmt.Errorf("open a sock_diag socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(int64(time.Second))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("set a sock_diag socket's timeout: %w", err)
+	}
+	return fd, nil
+}
+
+func (d *destroyer) close() {
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+	}
+}
+
+// destroy returns unix.ENOENT when no socket has these addresses.
+//
+// The kernel looks a socket up as if a packet had come: when the connection
+// is gone it finds the *listener*, and SOCK_DESTROY without a cookie would
+// end that (tried). So the socket is asked for first, seen to be the
+// connection meant, and ended by its cookie.
+func (d *destroyer) destroy(p Pair) error {
+	if d.err != nil {
+		return d.err
+	}
+	if p.Local.Addr().Is4() != p.Remote.Addr().Is4() {
+		return fmt.Errorf("%s mixes address families", p)
+	}
+	answer, err := d.ask(diagRequest(unix.SOCK_DIAG_BY_FAMILY, p, noCookie))
+	if err != nil {
+		return fmt.Errorf("look up %s by sock_diag: %w", p, err)
+	}
+	// inet_diag_msg after nlmsghdr: family, state, timer, retrans, ports …
+	const cookieAt = 16 + 4 + 40
+	if len(answer) < cookieAt+8 {
+		return fmt.Errorf("look up %s by sock_diag: short answer of %d bytes", p, len(answer))
+	}
+	if answer[17] == stateListen || binary.BigEndian.Uint16(answer[22:]) != p.Remote.Port() {
+		return unix.ENOENT
+	}
+	_, err = d.ask(diagRequest(sockDestroy, p, binary.NativeEndian.Uint64(answer[cookieAt:])))
+	if errors.Is(err, unix.ESTALE) {
+		return unix.ENOENT
+	}
+	if err != nil {
+		return fmt.Errorf("end %s by SOCK_DESTROY (wants CAP_NET_ADMIN): %w", p, err)
+	}
+	return nil
+}
+
+// ask sends a request and returns the answer, nil when it is only an
+// acknowledgement.
+func (d *destroyer) ask(request []byte) ([]byte, error) {
+	d.seq++
+	binary.NativeEndian.PutUint32(request[8:], d.seq)
+	if err := unix.Sendto(d.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 8192)
+	for range 16 { // answers to earlier requests that timed out come first
+		n, _, err := unix.Recvfrom(d.fd, buf, 0)
+		if err != nil {
+			return nil, err
+		}
+		if n < 20 || binary.NativeEndian.Uint32(buf[8:]) != d.seq {
+			continue
+		}
+		if binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR {
+			return buf[:n], nil
+		}
+		if errno := -int32(binary.NativeEndian.Uint32(buf[16:])); errno != 0 {
+			return nil, unix.Errno(errno)
+		}
+		return nil, nil
+	}
+	return nil, errors.New("the kernel does not answer")
+}
+
+const noCookie = ^uint64(0) // INET_DIAG_NOCOOKIE
+
+// diagRequest is nlmsghdr followed by inet_diag_req_v2 (linux/inet_diag.h):
+// addresses and ports in network order. A socket that was accepted on [::]
+// from IPv4 is found as IPv4.
+func diagRequest(kind uint16, p Pair, cookie uint64) []byte {
+	const size = 16 + 56
+	b := make([]byte, size)
+	flags := uint16(unix.NLM_F_REQUEST)
+	if kind == sockDestroy {
+		flags |= unix.NLM_F_ACK
+	}
+	binary.NativeEndian.PutUint32(b[0:], size)
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], flags)
+	b[16] = unix.AF_INET6
+	if p.Local.Addr().Is4() {
+		b[16] = unix.AF_INET
+	}
+	b[17] = unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(b[20:], 0xffffffff) // any state
+	binary.BigEndian.PutUint16(b[24:], p.Local.Port())
+	binary.BigEndian.PutUint16(b[26:], p.Remote.Port())
+	putAddr(b[28:44], p.Local.Addr())
+	putAddr(b[44:60], p.Remote.Addr())
+	binary.NativeEndian.PutUint64(b[64:], cookie)
+	return b
+}
+
+func putAddr(b []byte, a netip.Addr) { copy(b, a.AsSlice()) }
