@@ -49,10 +49,10 @@ func told(r *Response) string {
 	return strings.Join(parts, " ")
 }
 
-// now is what Next would return without waiting.
+// now is what there is to hand out.
 func now(t *testing.T, s *Subscriber) *Response {
 	t.Helper()
-	r, err := s.collect()
+	r, err := s.Poll()
 	if err != nil {
 		t.Fatal(err)
 	}

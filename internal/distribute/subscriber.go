@@ -162,7 +162,7 @@ func (s *Subscriber) Next(ctx context.Context) (*Response, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		r, err := s.collect()
+		r, err := s.Poll()
 		if r != nil || err != nil {
 			return r, err
 		}
@@ -174,7 +174,8 @@ func (s *Subscriber) Next(ctx context.Context) (*Response, error) {
 	}
 }
 
-func (s *Subscriber) collect() (*Response, error) {
+// Poll is Next without waiting: nil when there is nothing to hand out now.
+func (s *Subscriber) Poll() (*Response, error) {
 	s.report.Lock()
 	defer s.report.Unlock()
 	e := s.engine
