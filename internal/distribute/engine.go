@@ -168,12 +168,7 @@ func (e *Engine) setLocked(t *touched, name Scope, typ, resource string, r *Reso
 		tb.resources[resource] = r
 	}
 	e.metrics.changes.Inc()
-	for _, w := range tb.named[resource] {
-		t.markLocked(w, resource)
-	}
-	for _, w := range tb.wild {
-		t.markLocked(w, resource)
-	}
+	tb.interested(resource, func(w *watch) { t.markLocked(w, resource) })
 	if r == nil {
 		e.tidyLocked(tb)
 	}

@@ -23,33 +23,37 @@ type delivery struct {
 	state state
 	since time.Time
 	err   string
-	// previous is what was last acknowledged of the names in here.
-	previous map[string]*Resource
+	// previous is the version last acknowledged of the names in here. It is
+	// not the Resource: nobody's old key is to be kept for the ledger.
+	previous map[string]string
 	// resources and removed are kept until the answer; resources is the
 	// Response's own slice.
 	resources []*Resource
 	removed   []string
 }
 
-func (d *delivery) keep(name string, r *Resource) {
+func (d *delivery) keep(name, version string) {
 	if d.previous == nil {
-		d.previous = make(map[string]*Resource)
+		d.previous = make(map[string]string)
 	}
-	d.previous[name] = r
+	d.previous[name] = version
 }
 
 func formatNonce(n uint64) string { return strconv.FormatUint(n, 10) }
 
-// acked returns what the subscriber last acknowledged under the name, or nil.
-func (w *watch) acked(name string) *Resource {
+// acked returns the version the subscriber last acknowledged under the name,
+// or "".
+func (w *watch) acked(name string) string {
 	h, ok := w.held[name]
 	switch {
 	case !ok:
-		return nil
-	case h.in.state == acked:
-		return h.sent
+		return ""
+	case h.in.state != acked:
+		return h.in.previous[name]
+	case h.sent == nil:
+		return ""
 	}
-	return h.in.previous[name]
+	return h.sent.Version
 }
 
 // settle records the answer to a response. A nonce that is not in flight is
@@ -99,7 +103,7 @@ func (w *watch) settleName(name string, r *Resource, d *delivery) {
 		delete(h.in.previous, name)
 		return
 	}
-	h.in.keep(name, r)
+	h.in.keep(name, r.Version)
 }
 
 // forget drops names that were told to be gone, once that is answered.
@@ -116,12 +120,9 @@ func (w *watch) forget(names []string) {
 // status is the ledger's line for a name that is held.
 func (w *watch) status(name string) Status {
 	h := w.held[name]
-	s := Status{Subscriber: w.sub.id, Type: w.typ, Name: name, Since: h.in.since}
+	s := Status{Subscriber: w.sub.id, Type: w.typ, Name: name, Acked: w.acked(name), Since: h.in.since}
 	if h.sent != nil {
 		s.Sent = h.sent.Version
-	}
-	if a := w.acked(name); a != nil {
-		s.Acked = a.Version
 	}
 	if h.in.state == refused {
 		s.Error = h.in.err

@@ -110,6 +110,13 @@ func TestRandomRequestsAreAnsweredAsTheOracleWould(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 49))
 		e := New(Params{})
 		s := e.Attach(SubscriberParams{ID: "p", Scopes: []Scope{web, all}})
+		// Half of the seeds share the tables with enough others for an index.
+		var others []*Subscriber
+		for range seed % 2 * (few + 2) {
+			x := e.Attach(SubscriberParams{ID: "x", Scopes: []Scope{all, web}})
+			ask(t, x, Request{Subscribe: pick(r, true)})
+			others = append(others, x)
+		}
 		o := &oracle{forced: map[string]bool{}, missing: map[string]bool{}}
 		content := map[Scope]map[string]string{all: {}, web: {}}
 		var log []string
@@ -163,6 +170,10 @@ func TestRandomRequestsAreAnsweredAsTheOracleWould(t *testing.T) {
 			s.invariants(t)
 		}
 		s.Close()
+		for _, x := range others {
+			x.invariants(t)
+			x.Close()
+		}
 		e.Drop(all)
 		e.Drop(web)
 		if len(e.scopes) != 0 {
@@ -187,12 +198,22 @@ func (s *Subscriber) invariants(t *testing.T) {
 			t.Fatalf("%d initial marks, %d counted", marks, w.initial)
 		}
 		for _, tb := range w.tables {
+			if !slices.Contains(tb.watches, w) {
+				t.Fatal("a watch is not in its table")
+			}
+			if tb.named == nil {
+				continue
+			}
 			if w.wildcard != slices.Contains(tb.wild, w) {
 				t.Fatal("wildcard and index differ")
 			}
 			indexed := 0
 			for _, list := range tb.named {
-				indexed += len(list)
+				for _, o := range list {
+					if o == w {
+						indexed++
+					}
+				}
 			}
 			if indexed != len(w.named) {
 				t.Fatalf("%d names, %d in the index", len(w.named), indexed)

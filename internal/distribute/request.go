@@ -196,12 +196,12 @@ func (w *watch) setWildcardLocked(on bool) {
 	if on {
 		w.whole = true
 		for _, tb := range w.tables {
-			tb.wild = append(tb.wild, w)
+			tb.addWild(w)
 		}
 		return
 	}
 	for _, tb := range w.tables {
-		tb.wild = without(tb.wild, w)
+		tb.dropWild(w)
 	}
 	for name := range w.held {
 		if !w.has(name) {

@@ -166,8 +166,8 @@ func (w *watch) consider(name string, m mark, d *delivery) int {
 	case r == nil && !known && !named && m&again == 0:
 		return 0
 	}
-	if acked := w.acked(name); acked != nil {
-		d.keep(name, acked)
+	if version := w.acked(name); version != "" {
+		d.keep(name, version)
 	}
 	w.held[name] = held{sent: r, in: d}
 	if r == nil {

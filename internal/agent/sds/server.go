@@ -92,9 +92,13 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
 
-// ServerOptions bound what a caller may send.
+// ServerOptions bound what a caller may send, and what an idle one costs:
+// gRPC's own buffers would be 64 KB per connection.
 func ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(1024)}
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(1024),
+		grpc.ReadBufferSize(4 << 10), grpc.SharedWriteBuffer(true),
+	}
 }
 
 // Wait returns when every stream's goroutine has ended. Call it after the
