@@ -17,7 +17,7 @@ type Work struct {
 
 // Bounds of Work. An honest chain needs 2 or 3 signatures and 5 steps.
 const (
-	maxSignatures  = 24
+	maxSignatures  = 16
 	maxSteps       = 512
 	maxComparisons = 20_000
 	maxPath        = 24 // certificates, self-issued ones included
@@ -145,6 +145,9 @@ func (s *search) step(child *facts, issuer *x509.Certificate) bool {
 	if err == nil {
 		err = f.checkCA(s.usage, s.now)
 	}
+	if err == nil && s.spiffe {
+		err = f.checkSigningID()
+	}
 	if err == nil {
 		err = s.checkSignature(child.cert, issuer)
 	}
@@ -162,9 +165,6 @@ func (s *search) lookup(cert *x509.Certificate) (*facts, *Error) {
 		}
 	}
 	f, err := factsOf(cert)
-	if f != nil && err == nil && s.spiffe {
-		err = f.checkSigningID()
-	}
 	s.known = append(s.known, candidate{cert, f, err})
 	return f, err
 }
