@@ -112,6 +112,9 @@ func TestA35OnlyTheRevokedPeersConnectionsEnd(t *testing.T) {
 				}
 			}
 			t.Logf("ended in %v", took)
+			if closed, failures := closeByTable(r.proc.PID(), pairs, errGone); closed != 0 || len(failures) > 0 {
+				t.Errorf("by the table, what is gone already: closed %d, failures %q", closed, failures)
+			}
 			if took > 100*time.Millisecond {
 				t.Errorf("ending took %v, want < 100 ms", took)
 			}
@@ -162,16 +165,17 @@ func TestTheKernelEndsASocketByItsAddresses(t *testing.T) {
 		pair := r.pairs(t, "spiffe://a.test/gone", 1)[0]
 		d := newDestroyer(r.proc.PID())
 		defer d.close()
-		if err := d.destroy(pair); err != nil {
+		if _, err := d.destroy(pair); err != nil {
 			t.Fatal(err)
 		}
 		if err := ended(gone); err != nil {
 			t.Error(err)
 		}
+		envoytest.Eventually(t, "Envoy closed its side", func() bool { return r.logs.Table.Len() == 1 })
 		if err := echo(stays); err != nil {
 			t.Errorf("bystander: %v", err)
 		}
-		if err := d.destroy(pair); !errors.Is(err, syscall.ENOENT) {
+		if _, err := d.destroy(pair); !errors.Is(err, syscall.ENOENT) {
 			t.Errorf("a second time: %v, want ENOENT", err)
 		}
 		r.connect(t, "spiffe://a.test/next") // the listener lives

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -23,6 +24,12 @@ type destroyer struct {
 }
 
 func newDestroyer(pid int) *destroyer {
+	if same, err := sameNetNS(pid); err != nil {
+		return &destroyer{fd: -1, err: err}
+	} else if same {
+		fd, err := diagSocket()
+		return &destroyer{fd: fd, err: err}
+	}
 	type result struct {
 		fd  int
 		err error
@@ -31,22 +38,30 @@ func newDestroyer(pid int) *destroyer {
 	go func() {
 		// The thread changes namespace and is thrown away: it stays locked.
 		runtime.LockOSThread()
-		fd, err := diagSocketIn(pid)
+		if err := enter(fmt.Sprintf("%s/%d/ns/net", proc, pid)); err != nil {
+			ch <- result{-1, err}
+			return
+		}
+		fd, err := diagSocket()
 		ch <- result{fd, err}
 	}()
 	r := <-ch
 	return &destroyer{fd: r.fd, err: r.err}
 }
 
-func diagSocketIn(pid int) (int, error) {
-	ns, err := unix.Open(fmt.Sprintf("%s/%d/ns/net", proc, pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func sameNetNS(pid int) (bool, error) {
+	ours, err := os.Stat(proc + "/self/ns/net")
 	if err != nil {
-		return -1, fmt.Errorf("open Envoy's network namespace: %w", err)
+		return false, fmt.Errorf("look at our network namespace: %w", err)
 	}
-	defer unix.Close(ns)
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		return -1, fmt.Errorf("enter Envoy's network namespace (wants CAP_SYS_ADMIN): %w", err)
+	theirs, err := os.Stat(fmt.Sprintf("%s/%d/ns/net", proc, pid))
+	if err != nil {
+		return false, fmt.Errorf("look at Envoy's network namespace: %w", err)
 	}
+	return os.SameFile(ours, theirs), nil
+}
+
+func diagSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return -1, fmt.Errorf("open a sock_diag socket: %w", err)
@@ -65,39 +80,43 @@ func (d *destroyer) close() {
 	}
 }
 
-// destroy returns unix.ENOENT when no socket has these addresses.
+// destroy ends the connection with these addresses. It returns unix.ENOENT
+// when there is none, and the socket's inode when it was found.
 //
 // The kernel looks a socket up as if a packet had come: when the connection
 // is gone it finds the *listener*, and SOCK_DESTROY without a cookie would
 // end that (tried). So the socket is asked for first, seen to be the
 // connection meant, and ended by its cookie.
-func (d *destroyer) destroy(p Pair) error {
+func (d *destroyer) destroy(p Pair) (inode uint64, err error) {
 	if d.err != nil {
-		return d.err
+		return 0, d.err
 	}
 	if p.Local.Addr().Is4() != p.Remote.Addr().Is4() {
-		return fmt.Errorf("%s mixes address families", p)
+		return 0, fmt.Errorf("%s mixes address families", p)
 	}
 	answer, err := d.ask(diagRequest(unix.SOCK_DIAG_BY_FAMILY, p, noCookie))
 	if err != nil {
-		return fmt.Errorf("look up %s by sock_diag: %w", p, err)
+		return 0, fmt.Errorf("look up %s by sock_diag: %w", p, err)
 	}
-	// inet_diag_msg after nlmsghdr: family, state, timer, retrans, ports …
-	const cookieAt = 16 + 4 + 40
-	if len(answer) < cookieAt+8 {
-		return fmt.Errorf("look up %s by sock_diag: short answer of %d bytes", p, len(answer))
+	// After nlmsghdr comes inet_diag_msg: family, state, timer, retrans,
+	// inet_diag_sockid (ports, addresses, interface, cookie), expires, rqueue,
+	// wqueue, uid, inode.
+	const cookieAt, inodeAt = 16 + 4 + 40, 16 + 4 + 48 + 16
+	if len(answer) < inodeAt+4 {
+		return 0, fmt.Errorf("look up %s by sock_diag: short answer of %d bytes", p, len(answer))
 	}
 	if answer[17] == stateListen || binary.BigEndian.Uint16(answer[22:]) != p.Remote.Port() {
-		return unix.ENOENT
+		return 0, unix.ENOENT
 	}
+	inode = uint64(binary.NativeEndian.Uint32(answer[inodeAt:]))
 	_, err = d.ask(diagRequest(sockDestroy, p, binary.NativeEndian.Uint64(answer[cookieAt:])))
 	if errors.Is(err, unix.ESTALE) {
-		return unix.ENOENT
+		return inode, unix.ENOENT
 	}
 	if err != nil {
-		return fmt.Errorf("end %s by SOCK_DESTROY (wants CAP_NET_ADMIN): %w", p, err)
+		return inode, fmt.Errorf("end %s by SOCK_DESTROY (wants CAP_NET_ADMIN): %w", p, err)
 	}
-	return nil
+	return inode, nil
 }
 
 // ask sends a request and returns the answer, nil when it is only an

@@ -10,6 +10,7 @@ import (
 
 	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -53,8 +54,12 @@ type LogServer struct {
 	p     LogServerParams
 	Table Table
 
+	// Anybody who reaches the port can make failures: the log takes a few a
+	// second, the counters all.
+	talk *rate.Limiter
+
 	mu     sync.Mutex // guards recent
-	recent []Failure  // ring of the last, newest last
+	recent []Failure  // the last, newest last
 }
 
 // maxRecent bounds the failures that are kept for "why".
@@ -68,7 +73,7 @@ func NewLogServer(p LogServerParams) *LogServer {
 	if p.Logger == nil {
 		p.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &LogServer{p: p}
+	return &LogServer{p: p, talk: rate.NewLimiter(5, 50)}
 }
 
 // Failures returns the last failures, oldest first.
@@ -208,7 +213,11 @@ func (s *LogServer) fail(ctx context.Context, c *Connection, cause Cause, byPeer
 		result = "failed"
 	}
 	s.p.Metrics.handshake(c.Direction, result, cause)
-	s.p.Logger.WarnContext(ctx, "connection "+result, "direction", f.Direction, "cause", f.Cause, "reason", f.Reason,
+	level := slog.LevelWarn
+	if !s.talk.Allow() {
+		level = slog.LevelDebug
+	}
+	s.p.Logger.Log(ctx, level, "connection "+result, "direction", f.Direction, "cause", f.Cause, "reason", f.Reason,
 		"remote", f.Remote, "destination", f.Destination, "peer", f.PeerID, "serial", f.PeerSerial, "cluster", f.Cluster)
 	s.mu.Lock()
 	if len(s.recent) >= maxRecent {

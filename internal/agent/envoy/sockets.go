@@ -25,7 +25,6 @@ type socket struct {
 // States of TCP that a closer leaves alone (include/net/tcp_states.h).
 const (
 	stateTimeWait = 0x06
-	stateClose    = 0x07
 	stateListen   = 0x0a
 )
 
@@ -114,22 +113,22 @@ func parseHexAddr(b []byte) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(ip, binary.BigEndian.Uint16(port[:])), true
 }
 
-// descriptors maps the wanted socket inodes to pid's file descriptors.
-func descriptors(proc string, pid int, want map[uint64]bool) (map[uint64]int, error) {
+// descriptors calls each with every socket among pid's file descriptors,
+// until it returns false.
+func descriptors(proc string, pid int, each func(fd int, inode uint64) bool) error {
 	dir := filepath.Join(proc, strconv.Itoa(pid), "fd")
 	d, err := os.Open(dir)
 	if err != nil {
-		return nil, fmt.Errorf("list Envoy's file descriptors: %w", err)
+		return fmt.Errorf("list Envoy's file descriptors: %w", err)
 	}
 	defer d.Close()
-	found := make(map[uint64]int, len(want))
-	for len(found) < len(want) {
+	for {
 		names, err := d.Readdirnames(512)
 		if err == io.EOF {
-			break
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list Envoy's file descriptors: %w", err)
+			return fmt.Errorf("list Envoy's file descriptors: %w", err)
 		}
 		for _, name := range names {
 			target, err := os.Readlink(dir + "/" + name)
@@ -140,16 +139,11 @@ func descriptors(proc string, pid int, want map[uint64]bool) (map[uint64]int, er
 			if !ok {
 				continue
 			}
-			inode, err := strconv.ParseUint(strings.TrimSuffix(rest, "]"), 10, 64)
-			if err != nil || !want[inode] {
-				continue
+			inode, errI := strconv.ParseUint(strings.TrimSuffix(rest, "]"), 10, 64)
+			fd, errF := strconv.Atoi(name)
+			if errI == nil && errF == nil && !each(fd, inode) {
+				return nil
 			}
-			fd, err := strconv.Atoi(name)
-			if err != nil {
-				continue
-			}
-			found[inode] = fd
 		}
 	}
-	return found, nil
 }

@@ -51,11 +51,13 @@ type Resource interface {
 type Agent struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	Socket string
+	// Silent makes it listen and never answer.
+	Silent bool
 
 	mu        sync.Mutex
 	resources map[string][]Resource // by type URL
 	nacks     []string
-	acked     map[string]int
+	asked     int
 	changed   chan struct{}
 }
 
@@ -74,7 +76,7 @@ func NewAgent(t testing.TB, als accesslogv3.AccessLogServiceServer) *Agent {
 	}
 	a := &Agent{
 		Socket: filepath.Join(dir, "agent.sock"), resources: map[string][]Resource{},
-		acked: map[string]int{}, changed: make(chan struct{}),
+		changed: make(chan struct{}),
 	}
 	l, err := net.Listen("unix", a.Socket)
 	if err != nil {
@@ -105,6 +107,13 @@ func (a *Agent) Nacks() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return append([]string(nil), a.nacks...)
+}
+
+// Asked is how many requests came.
+func (a *Agent) Asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.asked
 }
 
 // DeltaAggregatedResources serves what Set gave.
@@ -162,6 +171,12 @@ func (a *Agent) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryS
 		case <-ctx.Done():
 			return nil
 		case r := <-reqs:
+			a.mu.Lock()
+			a.asked++
+			a.mu.Unlock()
+			if a.Silent {
+				continue
+			}
 			if e := r.GetErrorDetail(); e != nil {
 				a.mu.Lock()
 				a.nacks = append(a.nacks, r.GetTypeUrl()+": "+e.GetMessage())
