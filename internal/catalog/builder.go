@@ -116,6 +116,9 @@ func (b *builder) finish() (*Snapshot, *Delta) {
 	for name := range b.entries {
 		b.finishPorts(name)
 	}
+	if len(b.changed) > 0 {
+		b.next.servicesMemo = new(Memo)
+	}
 	return b.next, b.delta()
 }
 

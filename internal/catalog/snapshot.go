@@ -40,7 +40,7 @@ type Snapshot struct {
 	slicesByService tree[*object]  // <namespace>/<service> 0 <name>
 	servicesByRef   tree[struct{}] // <namespace>/<identity> 0 <service>
 
-	memo Memo
+	servicesMemo *Memo // carried from snapshot to snapshot while no service changes
 }
 
 // Quarantined is a stored value that could not be read. Where an older
@@ -53,7 +53,7 @@ type Quarantined struct {
 
 func newSnapshot(td spiffeid.TrustDomain) *Snapshot {
 	return &Snapshot{
-		TrustDomain: td, namespaces: newTree[struct{}](), objects: newTree[*object](), quarantined: newTree[*Quarantined](),
+		TrustDomain: td, servicesMemo: new(Memo), namespaces: newTree[struct{}](), objects: newTree[*object](), quarantined: newTree[*Quarantined](),
 		identities: newTree[*Identity](), byNode: newTree[*Identity](), byID: newTree[*Identity](), patterns: newTree[*Identity](),
 		services: newTree[*Service](), servicesFor: newTree[*Service](), bySDSName: newTree[*Identity](), byAddress: newTree[*Service](), counts: newTree[int](),
 		entriesByLabel:  newTree[*object](),
@@ -63,7 +63,7 @@ func newSnapshot(td spiffeid.TrustDomain) *Snapshot {
 
 func (s *Snapshot) copy() *Snapshot {
 	return &Snapshot{
-		TrustDomain: s.TrustDomain, Revision: s.Revision, sequence: s.sequence, guard: s.guard,
+		TrustDomain: s.TrustDomain, Revision: s.Revision, sequence: s.sequence, guard: s.guard, servicesMemo: s.servicesMemo,
 		namespaces: s.namespaces.copy(), objects: s.objects.copy(), quarantined: s.quarantined.copy(),
 		identities: s.identities.copy(), byNode: s.byNode.copy(), byID: s.byID.copy(), patterns: s.patterns.copy(),
 		services: s.services.copy(), servicesFor: s.servicesFor.copy(), bySDSName: s.bySDSName.copy(), byAddress: s.byAddress.copy(), counts: s.counts.copy(),
@@ -72,8 +72,9 @@ func (s *Snapshot) copy() *Snapshot {
 	}
 }
 
-// Memo remembers what others derived from this snapshot.
-func (s *Snapshot) Memo() *Memo { return &s.memo }
+// ServicesMemo remembers what others derived from all services together; it
+// is carried from snapshot to snapshot while no service changes.
+func (s *Snapshot) ServicesMemo() *Memo { return s.servicesMemo }
 
 // Identity finds a declared identity by "<namespace>/<name>".
 func (s *Snapshot) Identity(name string) (*Identity, bool) { return s.identities.get(name) }
