@@ -455,3 +455,17 @@ func TestA49AuthoriseHidesInsideAScope(t *testing.T) {
 		t.Errorf("told %q", got)
 	}
 }
+
+func TestResendRepeatsOnlyWhatIsWatchedByName(t *testing.T) {
+	e := New(Params{})
+	e.Apply(set(all, "a", "1"), set(all, "b", "1"))
+	s := e.Attach(SubscriberParams{ID: "p", Scopes: []Scope{all}})
+	defer s.Close()
+	ask(t, s, Request{Subscribe: []string{"a", "x"}})
+	now(t, s)
+	s.Resend(secret, "a", "b")
+	s.Resend(other, "a")
+	if got := told(now(t, s)); got != "a=1" {
+		t.Errorf("told %q", got)
+	}
+}

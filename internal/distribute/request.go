@@ -46,6 +46,25 @@ func (s *Subscriber) Request(r Request) error {
 	return err
 }
 
+// Resend hands out again those of the names that the subscriber watches by
+// name, as if it had subscribed to them again: for doors whose protocol wants
+// a resource repeated when another changes.
+func (s *Subscriber) Resend(typ string, names ...string) {
+	e := s.engine
+	e.mu.RLock()
+	s.mu.Lock()
+	if w := s.watches[typ]; w != nil {
+		for _, name := range names {
+			if w.has(name) {
+				w.mark(name, again)
+			}
+		}
+	}
+	s.mu.Unlock()
+	e.mu.RUnlock()
+	s.wakeUp()
+}
+
 func (w *watch) answered(r Request, now time.Time) []Status {
 	names := w.settle(r.Nonce, r.Error, now)
 	var lines []Status

@@ -24,6 +24,7 @@ import (
 const (
 	TypeSecret   = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 	typeCluster  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	typeEndpoint = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	typeListener = "type.googleapis.com/envoy.config.listener.v3.Listener"
 )
 
@@ -178,6 +179,9 @@ func (s *Server) run(ctx context.Context, d door) error {
 		if err == nil {
 			err = d.send(p, r)
 		}
+		if err == nil && r.Type == typeCluster {
+			p.sub.Resend(typeEndpoint, endpointNames(r.Resources)...)
+		}
 		if err == nil {
 			continue
 		}
@@ -205,7 +209,7 @@ func rank(typeURL string) int {
 		return 0
 	case typeCluster:
 		return 1
-	case "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment":
+	case typeEndpoint:
 		return 2
 	case typeListener:
 		return 3

@@ -29,7 +29,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	theirs   = distribute.Scope("session/theirs")
-	typeEDS  = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	unheard  = "type.googleapis.com/nobody.knows.v9.This"
 	patience = 5 * time.Second
 )
