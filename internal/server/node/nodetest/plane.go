@@ -1,0 +1,244 @@
+// Package nodetest is a control plane for tests of the door for agents and
+// of the agent's link: the real door, store, registry, tokens and engine over
+// real TLS, with a throw-away authority and declared things set by the test.
+package nodetest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	attestnode "github.com/legation-io/legation/internal/attest/node"
+	"github.com/legation-io/legation/internal/attest/node/jointoken"
+	"github.com/legation-io/legation/internal/attest/node/registry"
+	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/server/node"
+	"github.com/legation-io/legation/internal/store/memory"
+	"github.com/legation-io/legation/sdk/chaincheck"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/proto"
+)
+
+// Plane is one replica.
+type Plane struct {
+	TrustDomain spiffeid.TrustDomain
+	Clock       *clock.Skewed
+	Store       *memory.Store
+	Authority   *Authority
+	Registry    *registry.Registry
+	Tokens      *jointoken.Tokens
+	Engine      *distribute.Engine
+	Acks        *node.Acks
+	Server      *node.Server
+	// Address is where it listens; it stays over Stop and Start.
+	Address string
+
+	t    testing.TB
+	grpc *grpc.Server
+	done chan struct{}
+
+	mu       sync.Mutex
+	entries  map[string]map[string]*nodev1.Entry // node → name → entry
+	compile  func(node string, s *nodev1.Subject) ([]*distribute.Resource, error)
+	refusals []node.Refusal
+}
+
+// Option changes the parameters of the door.
+type Option func(*node.Params)
+
+// New starts a replica on loopback; the test's end stops it.
+func New(t testing.TB, options ...Option) *Plane {
+	t.Helper()
+	return Over(t, memory.New(), nil, options...)
+}
+
+// Over starts a replica over a store; authority may be another replica's.
+func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Option) *Plane {
+	t.Helper()
+	p := &Plane{t: t, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Clock: &clock.Skewed{}, Store: st,
+		Authority: authority, entries: map[string]map[string]*nodev1.Entry{}}
+	if authority == nil {
+		p.Authority = NewAuthority(t, p.TrustDomain, p.Clock)
+	}
+	p.Registry = registry.New(registry.Params{Store: st, TrustDomain: p.TrustDomain, Clock: p.Clock})
+	p.Tokens = jointoken.New(jointoken.Params{Store: st, TrustDomain: p.TrustDomain, Clock: p.Clock})
+	p.Engine = distribute.New(distribute.Params{})
+	p.Acks = node.NewAcks(node.AcksParams{})
+	params := node.Params{
+		TrustDomain: p.TrustDomain, Authority: p.Authority, Registry: p.Registry,
+		Attestors: map[string]attestnode.Attestor{p.Tokens.Method(): p.Tokens},
+		Entries:   p, Subjects: p, Engine: p.Engine, Acks: p.Acks,
+		Bundle:  func() *nodev1.Bundle { return p.Authority.Bundle(1) },
+		Refused: func(_ context.Context, r node.Refusal) { p.mu.Lock(); p.refusals = append(p.refusals, r); p.mu.Unlock() },
+		Clock:   p.Clock, Log: slog.New(slog.DiscardHandler), Version: "test",
+	}
+	for _, o := range options {
+		o(&params)
+	}
+	p.Server = node.New(params)
+	ctx, cancel := context.WithCancel(context.Background())
+	watching := make(chan struct{})
+	go func() { defer close(watching); _ = p.Registry.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-watching; st.Close() })
+	p.SetTrust("all", "bundle", p.TrustDomain.Name(), p.Authority.Bundle(1))
+	p.Start()
+	t.Cleanup(p.Stop)
+	return p
+}
+
+// Start listens, at the same address as before if there was one.
+func (p *Plane) Start() {
+	p.t.Helper()
+	address := p.Address
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	var l net.Listener
+	var err error
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if l, err = net.Listen("tcp", address); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatal(err)
+		}
+	}
+	p.Address = l.Addr().String()
+	p.grpc = grpc.NewServer(append(p.Server.ServerOptions(), grpc.Creds(credentials.NewTLS(p.tls())))...)
+	p.Server.Register(p.grpc)
+	done, server := make(chan struct{}), p.grpc
+	p.done = done
+	go func() { defer close(done); _ = server.Serve(l) }()
+}
+
+// Stop ends every connection, as a killed process does.
+func (p *Plane) Stop() {
+	if p.grpc == nil {
+		return
+	}
+	p.grpc.Stop()
+	<-p.done
+	p.Server.Wait()
+	p.grpc = nil
+}
+
+func (p *Plane) tls() *tls.Config {
+	k := key(p.t)
+	leaf := p.Authority.Issue(attestnode.ServerID(p.TrustDomain), k.Public(), time.Hour, x509.ExtKeyUsageServerAuth)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, ClientAuth: tls.RequestClientCert,
+		// The root is shown too, for agents that pinned its hash.
+		Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.Raw, p.Authority.Issuing.Raw, p.Authority.Root.Raw}, PrivateKey: k}},
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 {
+				return nil
+			}
+			_, err := chaincheck.Verify(chaincheck.Params{Chain: s.PeerCertificates, Usage: chaincheck.Client, Revocation: chaincheck.Off,
+				Now: p.Clock.Now(), Roots: chaincheck.Roots{p.TrustDomain: {p.Authority.Root}}})
+			return err
+		},
+	}
+}
+
+// Token makes a join token.
+func (p *Plane) Token(name string) string {
+	p.t.Helper()
+	token, _, err := p.Tokens.Create(context.Background(), jointoken.Request{Node: name, Actor: "test"})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return token
+}
+
+// SetEntry gives a node an entry and pushes it.
+func (p *Plane) SetEntry(name string, e *nodev1.Entry) {
+	p.mu.Lock()
+	if p.entries[name] == nil {
+		p.entries[name] = map[string]*nodev1.Entry{}
+	}
+	p.entries[name][e.GetNamespace()+"/"+e.GetName()] = e
+	p.mu.Unlock()
+	p.SetTrust(node.NodeScope(name), "entry", e.GetNamespace()+"/"+e.GetName(), e)
+}
+
+// RemoveEntry takes an entry away.
+func (p *Plane) RemoveEntry(name, entry string) {
+	p.mu.Lock()
+	delete(p.entries[name], entry)
+	p.mu.Unlock()
+	p.Engine.Apply(distribute.Change{Scope: node.NodeScope(name), Type: "entry", Name: entry})
+}
+
+// SetTrust puts a trust resource into a scope.
+func (p *Plane) SetTrust(scope distribute.Scope, typ, name string, m proto.Message) {
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.Engine.Apply(distribute.Change{Scope: scope, Resource: distribute.NewResource(typ, name, body)})
+}
+
+// SetCompile sets how subjects are compiled and recompiles all.
+func (p *Plane) SetCompile(f func(node string, s *nodev1.Subject) ([]*distribute.Resource, error)) {
+	p.mu.Lock()
+	p.compile = f
+	p.mu.Unlock()
+	p.Server.Recompile(nil)
+}
+
+// Entry implements node.Entries.
+func (p *Plane) Entry(name, entry string) (*nodev1.Entry, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.entries[name][entry]; e != nil {
+		return e, nil
+	}
+	return nil, fault.New(fault.NotFound, "no entry %q", entry)
+}
+
+// Compile implements node.SubjectCompiler.
+func (p *Plane) Compile(name string, s *nodev1.Subject) ([]*distribute.Resource, error) {
+	p.mu.Lock()
+	f := p.compile
+	p.mu.Unlock()
+	if f == nil {
+		return nil, nil
+	}
+	return f(name, s)
+}
+
+// Refusals is what the door refused so far.
+func (p *Plane) Refusals() []node.Refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.refusals)
+}
+
+// Entries lists the names of a node's entries.
+func (p *Plane) Entries(name string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.entries[name]))
+}
+
+// Eventually waits for a condition.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 15s: %s", what)
+		}
+	}
+}
