@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/attest/node/registry"
+	"github.com/legation-io/legation/internal/ca"
+	"github.com/legation-io/legation/internal/catalog"
+	"github.com/legation-io/legation/internal/compile"
+	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/server/node"
+	"google.golang.org/protobuf/proto"
+)
+
+// scopeAll is what every node sees.
+const scopeAll = distribute.Scope("all")
+
+// pusher keeps the engine in step with what is declared and what the
+// authority says. Each source has its goroutine; none waits for another.
+type pusher struct {
+	catalog   *catalog.Catalog
+	authority *ca.Authority
+	registry  *registry.Registry
+	engine    *distribute.Engine
+	nodes     *node.Server
+	log       *slog.Logger
+}
+
+// trust pushes bundle, CRL, revocations and heartbeats. Revocations precede
+// the CRL in one step, so that no agent has a CRL whose reason it lacks.
+func (p *pusher) trust(ctx context.Context) error {
+	for {
+		state, changed := p.authority.State()
+		p.engine.Replace(scopeAll, p.trustResources(state))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (p *pusher) trustResources(state *ca.State) []*distribute.Resource {
+	var list []*distribute.Resource
+	add := func(typ, name string, m proto.Message) {
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			p.log.Error("a trust resource is left out", "type", typ, "name", name, "error", err)
+			return
+		}
+		list = append(list, distribute.NewResource(typ, name, body))
+	}
+	add("bundle", state.Bundle.TrustDomain, state.Bundle)
+	add("crl", state.CRL.Authority, state.CRL)
+	if state.Heartbeat != nil {
+		add("heartbeat", state.Heartbeat.Authority, state.Heartbeat)
+	}
+	for id, r := range state.Revocations {
+		add("revocation", id, r)
+	}
+	return list
+}
+
+// entries pushes each node its entries.
+func (p *pusher) entries(ctx context.Context) error {
+	var pushed *catalog.Snapshot
+	known := map[string]bool{}
+	for {
+		snapshot, changed := p.catalog.Snapshot()
+		records, _, joined := p.registry.State()
+		for name := range records {
+			if !known[name] {
+				known[name] = true
+				p.engine.Replace(node.NodeScope(name), compile.Entries(snapshot, name))
+			}
+		}
+		if snapshot != pushed {
+			delta := p.catalog.Changes(pushed, snapshot)
+			for name := range known {
+				p.engine.Apply(compile.EntryChanges(snapshot, delta, name, node.NodeScope(name))...)
+			}
+			if pushed != nil {
+				p.nodes.Recompile(compile.Affects(snapshot, delta))
+			}
+			pushed = snapshot
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-joined:
+		}
+	}
+}
+
+// subjects compiles proxies' configuration for the node door.
+type subjects struct{ catalog *catalog.Catalog }
+
+func (s subjects) Compile(node string, subject *nodev1.Subject) ([]*distribute.Resource, error) {
+	snapshot, _ := s.catalog.Snapshot()
+	return compile.Proxy(snapshot, node, subject, compile.Options{})
+}
+
+// Entry is one registration entry as a node sees it.
+func (s subjects) Entry(node, name string) (*nodev1.Entry, error) {
+	snapshot, _ := s.catalog.Snapshot()
+	if e, ok := snapshot.EntryByName(node, name); ok {
+		return e, nil
+	}
+	return nil, fault.New(fault.NotFound, "no entry %q is parented to node %s", name, node)
+}

@@ -1,0 +1,267 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	adminv1 "github.com/legation-io/legation/api/admin/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	attestnode "github.com/legation-io/legation/internal/attest/node"
+	"github.com/legation-io/legation/internal/attest/node/jointoken"
+	"github.com/legation-io/legation/internal/attest/node/registry"
+	"github.com/legation-io/legation/internal/ca"
+	"github.com/legation-io/legation/internal/ca/custody/file"
+	"github.com/legation-io/legation/internal/callers"
+	"github.com/legation-io/legation/internal/catalog"
+	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/durable"
+	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/ledger"
+	"github.com/legation-io/legation/internal/server/admin"
+	"github.com/legation-io/legation/internal/server/node"
+	"github.com/legation-io/legation/internal/store/etcd"
+	"github.com/legation-io/legation/internal/telemetry"
+	"github.com/legation-io/legation/internal/unixsocket"
+	"github.com/legation-io/legation/internal/version"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	grpccreds "google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// Run runs a control plane until ctx ends or a part of it fails. ready is
+// called once it serves.
+func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	s, err := open(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	return s.run(ctx, ready)
+}
+
+// server is an assembled control plane.
+type server struct {
+	cfg       Config
+	log       *slog.Logger
+	td        spiffeid.TrustDomain
+	started   time.Time
+	metrics   *prometheus.Registry
+	store     *etcd.Store
+	journal   *ledger.Journal
+	authority *ca.Authority
+	registry  *registry.Registry
+	catalog   *catalog.Catalog
+	engine    *distribute.Engine
+	creds     *credentials
+	nodes     *node.Server
+	acks      *node.Acks
+	admin     *admin.Server
+	operators *callers.SPIFFE
+	pusher    *pusher
+}
+
+func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err error) {
+	s := &server{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation")}
+	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
+	}
+	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(cfg.DataDir, "store"), Log: log.With("part", "store")}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.store.Close()
+		}
+	}()
+	if err := openFormat(ctx, s.store, cfg.DataDir); err != nil {
+		return nil, err
+	}
+	kek, err := file.OpenKEK(durable.OS, cfg.KEKFile, true)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := file.New(file.Params{Store: s.store, TrustDomain: s.td.Name(), KEK: kek})
+	if err != nil {
+		return nil, err
+	}
+	if s.journal, err = ledger.Open(ctx, ledger.Params{Store: s.store, TrustDomain: s.td.Name(), Clock: clock.System, Log: log.With("part", "ledger"), Registerer: s.metrics}); err != nil {
+		return nil, err
+	}
+	l := cfg.Lifetimes
+	s.authority, err = ca.Open(ctx, ca.Params{
+		Store: s.store, Custody: keys, Journal: s.journal, Clock: clock.System, TrustDomain: s.td, Log: log.With("part", "ca"), Registerer: s.metrics,
+		Lifetimes: ca.Lifetimes{Root: time.Duration(l.Root), Issuing: time.Duration(l.Issuing), X509Default: time.Duration(l.X509SVID), X509Max: time.Duration(l.MaxX509SVID), JWTDefault: time.Duration(l.JWTSVID)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.registry = registry.New(registry.Params{Store: s.store, TrustDomain: s.td, Log: log.With("part", "nodes")})
+	s.catalog, err = catalog.Open(ctx, catalog.Params{
+		Store: s.store, TrustDomain: s.td, Log: log.With("part", "catalog"), Registerer: s.metrics,
+		Limits: catalog.Limits{EntriesPerNode: cfg.Limits.EntriesPerNode, EntriesPerNamespace: cfg.Limits.EntriesPerNamespace},
+	})
+	if err != nil {
+		return nil, err
+	}
+	var bindings []callers.Binding
+	for _, r := range cfg.Roles {
+		bindings = append(bindings, callers.Binding{Role: r.Role, Namespace: r.Namespace, Subjects: r.Subjects})
+	}
+	if s.operators, err = callers.NewSPIFFE(s.td, bindings); err != nil {
+		return nil, err
+	}
+	s.engine = distribute.New(distribute.Params{Clock: clock.System, Registerer: s.metrics})
+	if s.creds, err = newCredentials(ctx, s.td, s.authority, clock.System, log.With("part", "tls"), serverNames(cfg)); err != nil {
+		return nil, err
+	}
+	s.doors()
+	return s, nil
+}
+
+// serverNames are the DNS SANs of the server's certificate.
+func serverNames(cfg Config) []string {
+	names := append([]string{"localhost"}, cfg.DNSNames...)
+	if host, _, err := net.SplitHostPort(cfg.Listen); err == nil && host != "" && host != "localhost" && net.ParseIP(host) == nil {
+		names = append(names, host)
+	}
+	return names
+}
+
+func (s *server) doors() {
+	tokens := jointoken.New(jointoken.Params{Store: s.store, TrustDomain: s.td})
+	s.acks = node.NewAcks(node.AcksParams{Registerer: s.metrics})
+	compiler := subjects{s.catalog}
+	s.nodes = node.New(node.Params{
+		TrustDomain: s.td, Authority: s.authority, Registry: s.registry, Attestors: map[string]attestnode.Attestor{tokens.Method(): tokens},
+		Entries: compiler, Subjects: compiler, Engine: s.engine, Acks: s.acks,
+		Bundle:  func() *nodev1.Bundle { st, _ := s.authority.State(); return st.Bundle },
+		Explain: s.explain,
+		Refused: func(_ context.Context, r node.Refusal) {
+			s.log.Warn("refused", "audit", true, "node", r.Node, "peer", r.Peer, "action", r.Action, "object", r.Object, "error", r.Err)
+		},
+		Limits: nodeLimits(s.cfg.Limits), Log: s.log.With("part", "nodes"), Registerer: s.metrics, Version: version.Version,
+	})
+	s.admin = admin.New(admin.Params{
+		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Nodes: s.nodes, Acks: s.acks,
+		Engine: s.engine, Store: s.store, Clock: clock.System, Log: s.log.With("part", "admin"), Version: version.Version, Started: s.started,
+	})
+	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}
+}
+
+// healthTable is who may ask gRPC's health service.
+var healthTable = callers.Table{
+	healthv1.Health_Check_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Operator, callers.Owner}},
+	healthv1.Health_Watch_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Operator, callers.Owner}},
+	healthv1.Health_List_FullMethodName:  {Callers: []callers.Class{callers.Owner}},
+}
+
+func (s *server) run(ctx context.Context, ready func()) error {
+	matrix, err := callers.New([]protoreflect.FileDescriptor{nodev1.File_api_node_v1_node_proto, adminv1.File_api_admin_v1_admin_proto}, healthTable)
+	if err != nil {
+		return err
+	}
+	refused := func(_ context.Context, method string, i callers.Identity, err error) {
+		s.log.Warn("call refused", "audit", true, "method", method, "caller", i.String(), "error", err)
+	}
+	tcp, err := net.Listen("tcp", s.cfg.Listen)
+	if err != nil {
+		return fault.New(fault.Invalid, "listen: %w", err)
+	}
+	defer tcp.Close()
+	local, err := unixsocket.Listen(s.cfg.AdminSocket, 0o600)
+	if err != nil {
+		return fmt.Errorf("adminSocket: %w", err)
+	}
+	defer local.Close()
+
+	unary, stream := matrix.Interceptors(s.operators.TLS, refused)
+	remote := grpc.NewServer(append(s.nodes.ServerOptions(), grpc.Creds(grpccreds.NewTLS(s.creds.config())), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	unary, stream = matrix.Interceptors(callers.As(callers.Owner), refused)
+	owner := grpc.NewServer(grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream), grpc.MaxRecvMsgSize(80<<20))
+	healthy := health.NewServer()
+	s.nodes.Register(remote)
+	for _, g := range []*grpc.Server{remote, owner} {
+		adminv1.RegisterAdminServer(g, s.admin)
+		healthv1.RegisterHealthServer(g, healthy)
+		if err := matrix.CheckRegistered(g.GetServiceInfo()); err != nil {
+			return err
+		}
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	part := func(name string, f func(context.Context) error) {
+		group.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	part("ledger", s.journal.Run)
+	part("ca", s.authority.Run)
+	part("nodes", s.registry.Run)
+	part("catalog", s.catalog.Run)
+	part("tls", s.creds.run)
+	part("push trust", s.pusher.trust)
+	part("push entries", s.pusher.entries)
+	part("store", func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.store.Failed():
+			return fault.New(fault.Unavailable, "the store stopped; its log says why")
+		}
+	})
+	part("agents' port", func(context.Context) error { return remote.Serve(tcp) })
+	part("admin socket", func(context.Context) error { return owner.Serve(local) })
+	part("shutdown", func(ctx context.Context) error {
+		<-ctx.Done()
+		healthy.Shutdown()
+		stopGracefully(owner)
+		stopGracefully(remote)
+		s.nodes.Wait()
+		return nil
+	})
+	if s.cfg.Metrics != "" {
+		l, err := net.Listen("tcp", s.cfg.Metrics)
+		if err != nil {
+			healthy.Shutdown()
+			owner.Stop()
+			remote.Stop()
+			return fault.New(fault.Invalid, "metrics: %w", err)
+		}
+		h := &telemetry.HTTP{Gatherer: s.metrics, Ready: func() error { return nil }}
+		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, l) })
+	}
+	s.log.Info("control plane serves", "trust_domain", s.td.Name(), "listen", tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket, "version", version.Version, "took", time.Since(s.started).Round(time.Millisecond))
+	if ready != nil {
+		ready()
+	}
+	return group.Wait()
+}
+
+// stopGracefully lets calls end, briefly: streams never do.
+func stopGracefully(g *grpc.Server) {
+	timer := time.AfterFunc(500*time.Millisecond, g.Stop)
+	defer timer.Stop()
+	g.GracefulStop()
+}
+
+func nodeLimits(l Limits) node.Limits {
+	return node.Limits{}
+}
+
