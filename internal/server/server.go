@@ -260,8 +260,3 @@ func stopGracefully(g *grpc.Server) {
 	defer timer.Stop()
 	g.GracefulStop()
 }
-
-func nodeLimits(l Limits) node.Limits {
-	return node.Limits{}
-}
-

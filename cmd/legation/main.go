@@ -1,0 +1,19 @@
+// Command legation is the control plane and its command line.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/legation-io/legation/internal/cli"
+	"github.com/legation-io/legation/internal/server"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := cli.Main(ctx, cli.New(server.Command()))
+	stop()
+	os.Exit(code)
+}

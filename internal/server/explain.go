@@ -1,0 +1,61 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/catalog"
+)
+
+// maxCandidates bounds an answer to "why".
+const maxCandidates = 10
+
+// explain says which declared entries come near: those that lack few of the
+// selectors asked for, or that have the SDS name, on any node.
+func (s *server) explain(_ context.Context, node string, req *nodev1.ExplainRequest) ([]*nodev1.Candidate, error) {
+	snapshot, _ := s.catalog.Snapshot()
+	has := map[string]bool{}
+	for _, sel := range req.Selectors {
+		has[sel] = true
+	}
+	var list []*nodev1.Candidate
+	snapshot.EachIdentity(func(i *catalog.Identity) bool {
+		entry := i.Entry(node)
+		c := &nodev1.Candidate{Entry: entry.Name, SpiffeId: entry.SpiffeId, Node: i.Node}
+		if req.SdsName != "" && entry.SpiffeId != req.SdsName && !slices.Contains(entry.SdsNames, req.SdsName) {
+			return true
+		}
+		matched := 0
+		for _, sel := range entry.Selectors {
+			if has[sel] {
+				matched++
+			} else {
+				c.Missing = append(c.Missing, sel)
+			}
+		}
+		if req.SdsName == "" && matched == 0 {
+			return true
+		}
+		c.Reason = reason(i, node, c.Missing)
+		list = append(list, c)
+		return true
+	})
+	slices.SortStableFunc(list, func(a, b *nodev1.Candidate) int { return len(a.Missing) - len(b.Missing) })
+	return list[:min(len(list), maxCandidates)], nil
+}
+
+func reason(i *catalog.Identity, node string, missing []string) string {
+	var parts []string
+	if !i.On(node) {
+		parts = append(parts, "it is parented to node "+i.Node+", not "+node+"; set spec.node to \""+node+"\" or \"*\"")
+	}
+	if len(missing) > 0 {
+		parts = append(parts, "the process lacks "+strings.Join(missing, ", "))
+	}
+	if len(parts) == 0 {
+		return "it matches"
+	}
+	return strings.Join(parts, "; ")
+}
