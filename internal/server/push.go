@@ -83,7 +83,7 @@ func (p *pusher) entries(ctx context.Context) error {
 				p.engine.Apply(compile.EntryChanges(snapshot, delta, name, node.NodeScope(name))...)
 			}
 			if pushed != nil {
-				p.nodes.Recompile(compile.Affects(snapshot, delta))
+				p.nodes.Recompile(func(_ string, subject *nodev1.Subject) bool { return compile.Affected(delta, subject) })
 			}
 			pushed = snapshot
 		}
@@ -99,9 +99,10 @@ func (p *pusher) entries(ctx context.Context) error {
 // subjects compiles proxies' configuration for the node door.
 type subjects struct{ catalog *catalog.Catalog }
 
+// Compile is a proxy's whole configuration.
 func (s subjects) Compile(node string, subject *nodev1.Subject) ([]*distribute.Resource, error) {
 	snapshot, _ := s.catalog.Snapshot()
-	return compile.Proxy(snapshot, node, subject, compile.Options{})
+	return compile.Proxy(snapshot, subject, compile.Options{TrustDomain: snapshot.TrustDomain, Node: node})
 }
 
 // Entry is one registration entry as a node sees it.

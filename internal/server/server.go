@@ -164,8 +164,8 @@ func (s *server) doors() {
 
 // healthTable is who may ask gRPC's health service.
 var healthTable = callers.Table{
-	healthv1.Health_Check_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Operator, callers.Owner}},
-	healthv1.Health_Watch_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Operator, callers.Owner}},
+	healthv1.Health_Check_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Owner}},
+	healthv1.Health_Watch_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Owner}},
 	healthv1.Health_List_FullMethodName:  {Callers: []callers.Class{callers.Owner}},
 }
 
