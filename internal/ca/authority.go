@@ -128,7 +128,7 @@ func open(ctx context.Context, p Params, failpoint func(string)) (*Authority, er
 	if err := a.reload(ctx); err != nil {
 		return nil, fmt.Errorf("open authority %s: %w", DefaultName, err)
 	}
-	if err := a.beat(); err != nil {
+	if err := a.beat(ctx); err != nil {
 		return nil, fmt.Errorf("open authority %s: %w", DefaultName, err)
 	}
 	a.metric.issuingEnds.Set(float64(a.issuing.NotAfter.Unix()))

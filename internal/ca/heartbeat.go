@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -17,9 +18,17 @@ func heartbeatText(authority string, number uint64, unix int64) []byte {
 	return fmt.Appendf(nil, "legation-crl-heartbeat-v1\n%s\n%d\n%d\n", authority, number, unix)
 }
 
-// beat signs that the CRL known here is current, and publishes that. It is
-// not stored: each replica signs its own.
-func (a *Authority) beat() error {
+// beat signs that the CRL known here is current, and publishes that. It asks
+// the store first: a replica that is cut off must not vouch for an old list.
+// Heartbeats are not stored: each replica signs its own.
+func (a *Authority) beat(ctx context.Context) error {
+	kv, err := a.store.Get(ctx, a.crlKey())
+	if err == nil && kv.Revision != a.state.Get().crlRevision {
+		err = a.reload(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("look whether the CRL is current: %w", err)
+	}
 	number := a.state.Get().CRL.Number
 	unix := a.guard.Now().Unix()
 	digest := sha256.Sum256(heartbeatText(DefaultName, number, unix))

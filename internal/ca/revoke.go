@@ -131,6 +131,13 @@ func (a *Authority) revokeSubject(ctx context.Context, req RevokeRequest) (id st
 	if err := a.journal.Sync(ctx); err != nil {
 		return "", err
 	}
+	if a.state.Get().blocks(spiffeIDText(req.ID), req.Node) != nil {
+		// Another replica may just have lifted it: that must not be taken for
+		// "blocked already".
+		if err := a.reload(ctx); err != nil {
+			return "", err
+		}
+	}
 	id = newRevocationID()
 	plan := func(k *known, now time.Time) (*change, error) {
 		for have, r := range k.revocations {
@@ -320,6 +327,9 @@ func (a *Authority) Lift(ctx context.Context, id spiffeid.ID, node string) error
 		return fault.New(fault.Invalid, "lift: name exactly one of a SPIFFE ID and a node")
 	}
 	target := revokeTarget(RevokeRequest{ID: id, Node: node})
+	if err := a.reload(ctx); err != nil {
+		return fmt.Errorf("lift %s: %w", target, err)
+	}
 	for range maxRaces {
 		var txn store.Txn
 		k := a.copyKnown()

@@ -64,13 +64,27 @@ func (a *Authority) runHeartbeat(ctx context.Context) error {
 	tick := time.NewTicker(a.beatEvery)
 	defer tick.Stop()
 	for {
-		if err := a.beat(); err != nil {
-			a.log.Error("cannot sign that the CRL is current; agents will alarm", "error", err)
+		state, changed := a.State()
+		due := state.Heartbeat.GetCrlNumber() != state.CRL.Number
+		if !due {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed: // perhaps a new CRL
+				continue
+			case <-tick.C:
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
+		if err := a.beat(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			a.log.Error("cannot sign that the CRL is current; agents will alarm", "error", err)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			}
 		}
 	}
 }
