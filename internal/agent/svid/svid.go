@@ -23,13 +23,17 @@ type SVID struct {
 	// Chain is leaf first, DER; no root.
 	Chain [][]byte
 	// Key signs; KeyPKCS8 is the same key for those who must be handed it
-	// (Workload API, SDS). Never logged, never written unsealed.
+	// (Workload API, SDS). Never logged, never written unsealed. KeyPKCS8
+	// lies in locked memory that is wiped when nobody holds the SVID any
+	// more: hold the SVID, or copy what must outlive it.
 	Key       crypto.Signer
 	KeyPKCS8  []byte
 	Serial    string // lower-case hex
 	NotBefore time.Time
 	NotAfter  time.Time
 	RenewAt   time.Time
+
+	keep *lockedKey // owns KeyPKCS8
 }
 
 // Trust is what verifies peers: roots and CRLs as of one moment, immutable.

@@ -1,0 +1,162 @@
+package svid
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/fault"
+)
+
+// maxJWTs bounds the tokens held: audiences are chosen by callers.
+const maxJWTs = 1000
+
+type jwtKey struct {
+	slotKey
+	id       string
+	audience string
+}
+
+type jwtCache struct {
+	mu     sync.Mutex // guards what follows
+	tokens map[jwtKey]*jwtEntry
+}
+
+// jwtEntry is a token, or the asking for one, which others wait for.
+type jwtEntry struct {
+	asked   chan struct{} // closed when the asking is over
+	token   string
+	renewAt time.Time
+	expires time.Time
+	err     error
+}
+
+// JWT returns a JWT-SVID of the entry for the audience, the same one until
+// half of its life has passed; an older one is still given out while the
+// control plane does not answer, until it expires. fault.Denied when the
+// entry is not this node's any more or its identity is blocked.
+func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instance, audience []string) (token string, expires time.Time, err error) {
+	if len(audience) == 0 || slices.Contains(audience, "") {
+		return "", time.Time{}, fault.New(fault.Invalid, "a JWT-SVID needs an audience, and none that is empty")
+	}
+	index := m.index.Get()
+	now := index.view.Entries[entry.GetName()]
+	switch {
+	case now == nil || now.SpiffeId != entry.SpiffeId:
+		return "", time.Time{}, fault.New(fault.Denied, "entry %s no longer gives %s on this node", entry.GetName(), entry.GetSpiffeId())
+	case now.Blocked:
+		return "", time.Time{}, fault.New(fault.Denied, "identity %s is revoked and blocked until lifted (entry %s)", now.SpiffeId, now.Name)
+	}
+	audience = slices.Clone(audience)
+	slices.Sort(audience)
+	audience = slices.Compact(audience)
+	key := jwtKey{slotKey{entry.Name, instance}, entry.SpiffeId, fmt.Sprintf("%q", audience)}
+
+	mine, old, wall := &jwtEntry{asked: make(chan struct{})}, (*jwtEntry)(nil), m.p.Clock.Now()
+	c := &m.jwts
+	c.mu.Lock()
+	if e := c.tokens[key]; e != nil {
+		select {
+		case <-e.asked:
+			if wall.Before(e.renewAt) {
+				c.mu.Unlock()
+				m.metrics.hits.Inc()
+				return e.token, e.expires, nil
+			}
+			old = e
+		default:
+			c.mu.Unlock()
+			return e.wait(ctx, m)
+		}
+	}
+	c.putLocked(key, mine, wall)
+	c.mu.Unlock()
+	m.metrics.misses.Inc()
+
+	// The asking outlives a caller that gives up: others wait for it.
+	askCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
+	defer cancel()
+	r, err := m.p.Signer.SignJWT(askCtx, &nodev1.SignJWTRequest{
+		TrustDomain: index.view.TrustDomain, Entry: entry.Name, SpiffeId: entry.SpiffeId, Audience: audience, Instance: string(instance),
+	})
+	wall = m.p.Clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer close(mine.asked)
+	if err == nil {
+		mine.token, mine.expires = r.Token, time.Unix(r.ExpiresAtUnix, 0)
+		mine.renewAt = wall.Add(mine.expires.Sub(wall) / 2)
+		if !wall.Before(mine.expires) {
+			err = fault.New(fault.Unavailable, "the JWT-SVID for %s ended before it arrived; check the clock of this machine", entry.SpiffeId)
+		}
+	}
+	if err == nil {
+		return mine.token, mine.expires, nil
+	}
+	mine.err = err
+	if c.tokens[key] == mine {
+		delete(c.tokens, key)
+	}
+	if old != nil && wall.Before(old.expires) && retriable(err) {
+		mine.err = nil
+		mine.token, mine.expires = old.token, old.expires
+		c.tokens[key] = old
+		return old.token, old.expires, nil
+	}
+	return "", time.Time{}, err
+}
+
+func retriable(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.Unavailable, fault.Limited, fault.Internal:
+		return true
+	}
+	return false
+}
+
+// wait is for those who find another one asking.
+func (e *jwtEntry) wait(ctx context.Context, m *Manager) (string, time.Time, error) {
+	select {
+	case <-e.asked:
+		m.metrics.hits.Inc()
+		return e.token, e.expires, e.err
+	case <-ctx.Done():
+		return "", time.Time{}, ctx.Err()
+	}
+}
+
+func (c *jwtCache) putLocked(key jwtKey, e *jwtEntry, wall time.Time) {
+	if c.tokens == nil {
+		c.tokens = map[jwtKey]*jwtEntry{}
+	}
+	c.tokens[key] = e
+	if len(c.tokens) <= maxJWTs {
+		return
+	}
+	for k, t := range c.tokens { // first what is of no use, then whatever comes
+		if t != e && !wall.Before(t.renewAt) {
+			delete(c.tokens, k)
+		}
+	}
+	for k, t := range c.tokens {
+		if len(c.tokens) <= maxJWTs {
+			return
+		}
+		if t != e {
+			delete(c.tokens, k)
+		}
+	}
+}
+
+func (c *jwtCache) forget(instance Instance) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.tokens {
+		if k.instance == instance {
+			delete(c.tokens, k)
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package svid
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/upstream"
+	"github.com/legation-io/legation/internal/fault"
+)
+
+func revoking(serial string) func(*upstream.View) {
+	return func(v *upstream.View) {
+		v.Revocations["r1"] = &nodev1.Revocation{Id: "r1", Serials: []string{serial}}
+	}
+}
+
+func TestJWT(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		e := entry("web", "unix:uid:1")
+		w.declare(e)
+		get := func(audience ...string) (string, error) {
+			token, expires, err := m.JWT(context.Background(), e, "uid/1", audience)
+			if err == nil && !time.Now().Before(expires) {
+				t.Error("an expired token was handed out")
+			}
+			return token, err
+		}
+		must := func(audience ...string) string {
+			t.Helper()
+			token, err := get(audience...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return token
+		}
+		first := must("a", "b")
+		if must("b", "a", "b") != first {
+			t.Error("the order of audiences makes another token")
+		}
+		if must("a") == first || must("a\x00b") == first {
+			t.Error("another audience got the same token")
+		}
+		time.Sleep(2 * time.Minute)
+		if must("a", "b") != first {
+			t.Error("not cached")
+		}
+		time.Sleep(time.Minute)
+		second := must("a", "b")
+		if second == first {
+			t.Error("the same token after half of its life")
+		}
+		w.set(func() { w.down = true })
+		time.Sleep(4 * time.Minute)
+		if must("a", "b") != second {
+			t.Error("not served while the control plane is away")
+		}
+		time.Sleep(2 * time.Minute)
+		if _, err := get("a", "b"); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("after its end: %v", err)
+		}
+		w.set(func() { w.down = false })
+		must("a", "b")
+		for _, audience := range [][]string{nil, {}, {""}, {"a", ""}} {
+			if _, err := get(audience...); !fault.Is(err, fault.Invalid) {
+				t.Errorf("audience %q: %v", audience, err)
+			}
+		}
+		blocked := entry("web", "unix:uid:1")
+		blocked.Blocked = true
+		w.declare(blocked)
+		if _, err := get("a", "b"); !fault.Is(err, fault.Denied) {
+			t.Errorf("of a blocked identity: %v", err)
+		}
+		w.change(func(v *upstream.View) { delete(v.Entries, e.Name) })
+		if _, err := get("a", "b"); !fault.Is(err, fault.Denied) {
+			t.Errorf("of a removed entry: %v", err)
+		}
+	})
+}
+
+func TestTheNumberOfTokensIsBounded(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		e := entry("web", "unix:uid:1")
+		w.declare(e)
+		for i := range 3 * maxJWTs {
+			if _, _, err := m.JWT(context.Background(), e, "uid/1", []string{time.Duration(i).String()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(m.jwts.tokens); n > maxJWTs {
+			t.Errorf("%d tokens are held", n)
+		}
+	})
+}
