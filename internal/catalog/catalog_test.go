@@ -30,11 +30,18 @@ func open(t testing.TB, s store.Store, limits Limits) *Catalog {
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, c)
+	return c
+}
+
+// run follows the store until the test ends or stop is called.
+func run(t testing.TB, c *Catalog) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = c.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
-	return c
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return stop
 }
 
 func newStore(t testing.TB) *memory.Store {

@@ -23,6 +23,9 @@ type checker struct {
 }
 
 func (c *checker) problem(path, fix, message string, args ...any) {
+	if c.declared.silent(path) {
+		return
+	}
 	c.problems = append(c.problems, &adminv1.Problem{
 		File: c.declared.file, Line: uint32(max(c.declared.lineOf(path), 0)), Field: path,
 		Message: fmt.Sprintf(message, args...), Fix: fix,

@@ -145,6 +145,10 @@ func (c *checker) selector(at, s string) {
 			typ = s[:i+1+j]
 		}
 	}
+	if _, ok := selectorTypes["unix:"+strings.SplitN(s, ":", 2)[0]]; ok {
+		c.problem(at, "write unix:"+s, "unknown type of selector in %q", s)
+		return
+	}
 	c.problem(at, didYouMean(typ, sortedKeys(selectorTypes)), "unknown type of selector in %q", s)
 }
 

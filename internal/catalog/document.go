@@ -23,6 +23,21 @@ type declared struct {
 	file   string
 	lines  map[string]int // by path, e.g. "spec.selectors[0]"
 	line   int            // where the resource starts
+	broken []string       // paths about which something was said already
+}
+
+// silent reports whether a problem at path follows from one that was told.
+func (d *declared) silent(path string) bool {
+	for _, b := range d.broken {
+		if b == "" || b == path || within(path, b) || within(b, path) {
+			return true
+		}
+	}
+	return false
+}
+
+func within(inner, outer string) bool {
+	return len(inner) > len(outer) && inner[:len(outer)] == outer && (inner[len(outer)] == '.' || inner[len(outer)] == '[')
 }
 
 func (d *declared) key() string {
@@ -48,7 +63,15 @@ type reading struct {
 	problems []*adminv1.Problem
 }
 
+// maxProblems bounds what is told of one file.
+const maxProblems = 200
+
 func (r *reading) problem(line int, field, fix, message string, args ...any) {
+	if len(r.problems) == maxProblems {
+		field, fix, message, args = "", "mend those above first", "there are more mistakes than the %d told", []any{maxProblems}
+	} else if len(r.problems) > maxProblems {
+		return
+	}
 	r.problems = append(r.problems, &adminv1.Problem{
 		File: r.file, Line: uint32(max(line, 0)), Field: field,
 		Message: fmt.Sprintf(message, args...), Fix: fix,
@@ -64,6 +87,9 @@ func read(file string, content []byte, namespace string) *reading {
 		var doc yaml.Node
 		err := decoder.Decode(&doc)
 		if errors.Is(err, io.EOF) {
+			return r
+		}
+		if len(r.problems) > maxProblems {
 			return r
 		}
 		if err != nil {
@@ -92,7 +118,7 @@ func (r *reading) document(n *yaml.Node) {
 		return // an empty document between two ---
 	}
 	if n.Kind != yaml.MappingNode {
-		r.problem(n.Line, "", "start with apiVersion: and kind:", "a resource is a mapping, this is a %s", shape(n))
+		r.problem(n.Line, "", "start with apiVersion: and kind:", "a resource is a mapping, this is %s", shape(n))
 		return
 	}
 	apiVersion, kindName := field(n, "apiVersion"), field(n, "kind")
@@ -117,19 +143,26 @@ func (r *reading) document(n *yaml.Node) {
 	var out bytes.Buffer
 	before := len(r.problems)
 	s.value(&out, n, typeOf(object), "", 0)
-	if len(r.problems) > before {
+	if s.over {
 		return
+	}
+	d := &declared{kind: k, object: object, file: r.file, lines: s.lines, line: n.Line, broken: s.meant}
+	for _, p := range r.problems[before:] {
+		d.broken = append(d.broken, p.Field)
 	}
 	// The walk decided; the strict decoder is the second pair of eyes.
 	mistakes, err := sigsjson.UnmarshalStrict(out.Bytes(), object)
 	if err = errors.Join(append(mistakes, err)...); err != nil {
+		if len(d.broken) > 0 {
+			return // the walk said why
+		}
 		r.problem(n.Line, "", "", "%v", err)
 		return
 	}
 	if object.GetNamespace() == "" {
 		object.SetNamespace(r.defaults)
 	}
-	r.declared = append(r.declared, &declared{kind: k, object: object, file: r.file, lines: s.lines, line: n.Line})
+	r.declared = append(r.declared, d)
 }
 
 // serverFields of metadata are written by a Kubernetes API server and

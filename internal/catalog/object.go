@@ -9,6 +9,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	sigsjson "sigs.k8s.io/json"
+
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	"github.com/legation-io/legation/internal/store"
 )
@@ -66,27 +68,23 @@ func parse(td spiffeid.TrustDomain, key store.Key, kv store.KV) (*object, error)
 	if err != nil {
 		return nil, err
 	}
-	if !json.Valid(value) {
-		return nil, errors.New("the value is not JSON")
+	typed := k.make()
+	mistakes, err := sigsjson.UnmarshalStrict(value, typed)
+	if err = errors.Join(append(mistakes, err)...); err != nil {
+		return nil, err
 	}
-	r := read("", value, key.Namespace)
-	problems := r.problems
-	if len(problems) == 0 && len(r.declared) == 1 {
-		problems = check(td, r.declared[0])
-	}
-	if len(problems) > 0 {
+	d := &declared{kind: k, object: typed}
+	if problems := check(td, d); len(problems) > 0 {
 		sentences := make([]string, len(problems))
 		for i, p := range problems {
 			sentences[i] = p.Field + ": " + p.Message
 		}
 		return nil, errors.New(strings.Join(sentences, "; "))
 	}
-	if len(r.declared) != 1 {
-		return nil, fmt.Errorf("the value holds %d resources, not one", len(r.declared))
+	var meta metav1.TypeMeta
+	if err := json.Unmarshal(value, &meta); err != nil || meta.Kind != k.name || meta.APIVersion != k.apiVersion ||
+		typed.GetNamespace() != key.Namespace || typed.GetName() != key.Name {
+		return nil, fmt.Errorf("the value is %s %s %s/%s, stored under another name", meta.APIVersion, meta.Kind, typed.GetNamespace(), typed.GetName())
 	}
-	d := r.declared[0]
-	if d.kind != k || d.object.GetNamespace() != key.Namespace || d.object.GetName() != key.Name {
-		return nil, fmt.Errorf("the value is %s %s/%s, stored under another name", d.kind.name, d.object.GetNamespace(), d.object.GetName())
-	}
-	return &object{kind: k, typed: d.object, json: value, revision: kv.Revision, createRevision: kv.CreateRevision}, nil
+	return &object{kind: k, typed: typed, json: value, revision: kv.Revision, createRevision: kv.CreateRevision}, nil
 }

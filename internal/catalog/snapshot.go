@@ -3,6 +3,7 @@ package catalog
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -40,7 +41,8 @@ type Snapshot struct {
 	slicesByService tree[*object]  // <namespace>/<service> 0 <name>
 	servicesByRef   tree[struct{}] // <namespace>/<identity> 0 <service>
 
-	servicesMemo *Memo // carried from snapshot to snapshot while no service changes
+	copying      sync.Mutex // a tree must not be copied twice at once
+	servicesMemo *Memo      // carried from snapshot to snapshot while no service changes
 }
 
 // Quarantined is a stored value that could not be read. Where an older
@@ -61,7 +63,10 @@ func newSnapshot(td spiffeid.TrustDomain) *Snapshot {
 	}
 }
 
+// copy is for one builder. Run and Apply may copy one snapshot at once.
 func (s *Snapshot) copy() *Snapshot {
+	s.copying.Lock()
+	defer s.copying.Unlock()
 	return &Snapshot{
 		TrustDomain: s.TrustDomain, Revision: s.Revision, sequence: s.sequence, guard: s.guard, servicesMemo: s.servicesMemo,
 		namespaces: s.namespaces.copy(), objects: s.objects.copy(), quarantined: s.quarantined.copy(),

@@ -26,6 +26,7 @@ type strict struct {
 	lines  map[string]int
 	budget int // nodes that may still be visited
 	over   bool
+	meant  []string // paths of fields that unknown ones probably stand for
 }
 
 func typeOf(object any) reflect.Type { return reflect.TypeOf(object).Elem() }
@@ -34,12 +35,12 @@ var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
 
 // value writes n as JSON; t is nil where any type will do.
 func (s *strict) value(out *bytes.Buffer, n *yaml.Node, t reflect.Type, path string, depth int) {
-	if s.budget--; s.budget < 0 || depth > maxDepth {
-		if !s.over {
-			s.over = true
+	if s.budget--; s.budget < 0 || depth > maxDepth || len(s.problems) > maxProblems {
+		if !s.over && len(s.problems) <= maxProblems {
 			s.problem(n.Line, path, "write the resource out, without anchors and aliases",
 				"the document is too deep or too large once its aliases are expanded")
 		}
+		s.over = true
 		out.WriteString("null")
 		return
 	}
@@ -80,9 +81,21 @@ func (s *strict) foreign(out *bytes.Buffer, n *yaml.Node, t reflect.Type, path s
 	var own bytes.Buffer
 	s.free(&own, n, path, depth)
 	if err := json.Unmarshal(own.Bytes(), reflect.New(t).Interface()); err != nil {
-		s.wrong(n, path, "a "+t.Name())
+		s.wrong(n, path, foreignWanted(t))
+		own.Reset()
+		own.WriteString("null")
 	}
 	out.Write(own.Bytes())
+}
+
+func foreignWanted(t reflect.Type) string {
+	switch t.Name() {
+	case "IntOrString":
+		return "a number or a name"
+	case "Time", "MicroTime":
+		return "a time such as 2026-01-31T12:00:00Z"
+	}
+	return "a " + t.Name()
 }
 
 func (s *strict) structure(out *bytes.Buffer, n *yaml.Node, t reflect.Type, path string, depth int) {
@@ -94,12 +107,18 @@ func (s *strict) structure(out *bytes.Buffer, n *yaml.Node, t reflect.Type, path
 	fields := jsonFields(t)
 	s.pairs(out, n, path, func(key, value *yaml.Node, at string) bool {
 		ft, ok := fields[key.Value]
+		if !ok && len(s.problems) > maxProblems {
+			return false
+		}
 		if !ok {
 			names := make([]string, 0, len(fields))
 			for name := range fields {
 				names = append(names, name)
 			}
 			slices.Sort(names)
+			if n := nearest(key.Value, names); n != "" {
+				s.meant = append(s.meant, join(path, n))
+			}
 			s.problem(key.Line, at, didYouMean(key.Value, names), "unknown field %q", key.Value)
 			return false
 		}
@@ -213,6 +232,7 @@ func (s *strict) scalar(out *bytes.Buffer, n *yaml.Node, t reflect.Type, path st
 		var i int64
 		if n.Decode(&i) != nil || t != nil && !fits(t, i) {
 			s.wrong(n, path, want)
+			i = 0
 		}
 		out.WriteString(strconv.FormatInt(i, 10))
 	case tag == "!!float" && (t == nil || t.Kind() == reflect.Float64):
@@ -248,7 +268,7 @@ func scalarWanted(t reflect.Type) string {
 	case t.Kind() == reflect.Bool:
 		return "true or false"
 	}
-	return "a number (" + t.Kind().String() + ")"
+	return "a whole number"
 }
 
 func (s *strict) wrong(n *yaml.Node, path, want string) {
