@@ -49,7 +49,7 @@ func (a *Authority) create(ctx context.Context, keys custody.Provider) error {
 
 	root, err := a.newCA(caParams{
 		name: "Legation root " + id, public: rootKey.Public(), signer: rootKey,
-		notBefore: now.Add(-caBackdate), notAfter: now.Add(a.life.Root), pathLen: 1,
+		notBefore: now.Add(-caBackdate), notAfter: now.Add(a.life.Root), pathLen: -1,
 	})
 	if err != nil {
 		return fmt.Errorf("make the root: %w", err)
@@ -105,7 +105,7 @@ type caParams struct {
 	signer              crypto.Signer
 	parent              *x509.Certificate // nil: self-signed
 	notBefore, notAfter time.Time
-	pathLen             int
+	pathLen             int // -1: not bounded, as in a root
 }
 
 // newCA signs a CA certificate in the form of SPIFFE X509-SVID 5: keyCertSign,

@@ -25,7 +25,8 @@ func signCRL(issuer *x509.Certificate, key crypto.Signer, number uint64, now tim
 		if !ok {
 			return nil, errSerial(e.Serial)
 		}
-		list[i] = x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.RevokedAt, ReasonCode: e.Reason}
+		// Back-dated like thisUpdate: nothing is revoked after its list was made.
+		list[i] = x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.RevokedAt.Add(-minBackdate), ReasonCode: e.Reason}
 	}
 	return x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number:                    new(big.Int).SetUint64(number),

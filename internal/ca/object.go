@@ -83,7 +83,7 @@ func decodeObject(value []byte, kind string, into any) error {
 //	issuing  uvarint length, DER CertificateList
 //	root     uvarint length, DER CertificateList
 //	count × entry, in the order of the issuing CA's list:
-//	         notAfter (8 bytes, Unix seconds), first 16 bytes of the key's SHA-256
+//	         notAfter, revokedAt (8 bytes each, Unix seconds), first 16 bytes of the key's SHA-256
 //	CRC-32C of all before (4 bytes)
 type crlObject struct {
 	Number  uint64
@@ -95,8 +95,8 @@ type crlObject struct {
 // crlEntry is one revoked certificate of the issuing CA.
 type crlEntry struct {
 	Serial    string // lower-case hex
-	RevokedAt time.Time
-	Reason    int // RFC 5280 5.3.1
+	RevokedAt time.Time // the list says five minutes earlier
+	Reason    int       // RFC 5280 5.3.1
 	NotAfter  time.Time
 	Key       keyTag
 }
@@ -104,10 +104,12 @@ type crlEntry struct {
 // keyTag is enough of a key's hash to recognise it.
 type keyTag [16]byte
 
+const entryBytes = 32
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (c *crlObject) encode() []byte {
-	b := make([]byte, 0, len(c.Issuing)+len(c.Root)+24*len(c.Entries)+64)
+	b := make([]byte, 0, len(c.Issuing)+len(c.Root)+entryBytes*len(c.Entries)+64)
 	b = binary.AppendUvarint(b, c.Number)
 	for _, der := range [][]byte{c.Issuing, c.Root} {
 		b = binary.AppendUvarint(b, uint64(len(der)))
@@ -115,6 +117,7 @@ func (c *crlObject) encode() []byte {
 	}
 	for _, e := range c.Entries {
 		b = binary.BigEndian.AppendUint64(b, uint64(e.NotAfter.Unix()))
+		b = binary.BigEndian.AppendUint64(b, uint64(e.RevokedAt.Unix()))
 		b = append(b, e.Key[:]...)
 	}
 	return store.EncodeValue(kindCRL, 1, binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
@@ -150,16 +153,18 @@ func decodeCRL(value []byte) (*crlObject, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stored CRL: %w", err)
 	}
-	if len(b) != 24*len(list.RevokedCertificateEntries) || !list.Number.IsUint64() || list.Number.Uint64() != c.Number {
+	if len(b) != entryBytes*len(list.RevokedCertificateEntries) || !list.Number.IsUint64() || list.Number.Uint64() != c.Number {
 		return nil, errors.New("stored CRL disagrees with its own list: restore the store from a backup")
 	}
 	c.Entries = make([]crlEntry, len(list.RevokedCertificateEntries))
 	for i, e := range list.RevokedCertificateEntries {
 		c.Entries[i] = crlEntry{
-			Serial: serialHex(e.SerialNumber), RevokedAt: e.RevocationTime, Reason: e.ReasonCode,
-			NotAfter: time.Unix(int64(binary.BigEndian.Uint64(b)), 0).UTC(), Key: keyTag(b[8:24]),
+			Serial: serialHex(e.SerialNumber), Reason: e.ReasonCode,
+			NotAfter:  time.Unix(int64(binary.BigEndian.Uint64(b)), 0).UTC(),
+			RevokedAt: time.Unix(int64(binary.BigEndian.Uint64(b[8:])), 0).UTC(),
+			Key:       keyTag(b[16:entryBytes]),
 		}
-		b = b[24:]
+		b = b[entryBytes:]
 	}
 	return c, nil
 }
