@@ -59,7 +59,8 @@ type Params struct {
 	Registry    *registry.Registry
 	// Attestors by method name.
 	Attestors map[string]attestnode.Attestor
-	Entries   Entries
+	// Entries; nil reads the entries in the Engine's scope of the node.
+	Entries Entries
 	// Engine holds the trust resources in scopes "all" and "node/<name>", and
 	// the config resources that this door compiles.
 	Engine   *distribute.Engine
@@ -124,6 +125,9 @@ func New(p Params) *Server {
 	}
 	if p.Peer == nil {
 		p.Peer = peerOf(p.TrustDomain, p.Clock)
+	}
+	if p.Entries == nil {
+		p.Entries = pushedEntries{p.Engine}
 	}
 	if p.Acks == nil {
 		p.Acks = NewAcks(AcksParams{Clock: p.Clock})

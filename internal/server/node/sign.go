@@ -11,9 +11,11 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/ca"
+	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/limit"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 )
 
 // reserved reports an ID under /legation, which the control plane alone gives.
@@ -77,6 +79,21 @@ func (s *Server) SignX509(ctx context.Context, req *nodev1.SignX509Request) (*no
 		}
 	}
 	return &nodev1.SignX509Response{Results: results}, nil
+}
+
+// pushedEntries are the entries that the trust stream gives to the node.
+type pushedEntries struct{ engine *distribute.Engine }
+
+func (p pushedEntries) Entry(node, name string) (*nodev1.Entry, error) {
+	r := p.engine.Lookup([]distribute.Scope{NodeScope(node)}, "entry", name)
+	if r == nil {
+		return nil, fault.New(fault.NotFound, "no entry %.300q is parented to node %s", name, node)
+	}
+	e := new(nodev1.Entry)
+	if err := proto.Unmarshal(r.Body, e); err != nil {
+		return nil, fmt.Errorf("entry %.300q: %w", name, err)
+	}
+	return e, nil
 }
 
 // entitled returns the entry that lets this node hold that identity.

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -21,7 +20,6 @@ import (
 	"github.com/legation-io/legation/internal/attest/node/registry"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/distribute"
-	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/store/memory"
 	"github.com/legation-io/legation/sdk/chaincheck"
@@ -50,7 +48,6 @@ type Plane struct {
 	done chan struct{}
 
 	mu       sync.Mutex
-	entries  map[string]map[string]*nodev1.Entry // node → name → entry
 	compile  func(node string, s *nodev1.Subject) ([]*distribute.Resource, error)
 	refusals []node.Refusal
 }
@@ -68,7 +65,7 @@ func New(t testing.TB, options ...Option) *Plane {
 func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Option) *Plane {
 	t.Helper()
 	p := &Plane{t: t, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Clock: &clock.Skewed{}, Store: st,
-		Authority: authority, entries: map[string]map[string]*nodev1.Entry{}}
+		Authority: authority}
 	if authority == nil {
 		p.Authority = NewAuthority(t, p.TrustDomain, p.Clock)
 	}
@@ -79,10 +76,14 @@ func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Optio
 	params := node.Params{
 		TrustDomain: p.TrustDomain, Authority: p.Authority, Registry: p.Registry,
 		Attestors: map[string]attestnode.Attestor{p.Tokens.Method(): p.Tokens},
-		Entries:   p, Subjects: p, Engine: p.Engine, Acks: p.Acks,
-		Bundle:  func() *nodev1.Bundle { return p.Authority.Bundle(1) },
-		Refused: func(_ context.Context, r node.Refusal) { p.mu.Lock(); p.refusals = append(p.refusals, r); p.mu.Unlock() },
-		Clock:   p.Clock, Log: slog.New(slog.DiscardHandler), Version: "test",
+		Subjects:  p, Engine: p.Engine, Acks: p.Acks,
+		Bundle: func() *nodev1.Bundle { return p.Authority.Bundle(1) },
+		Refused: func(_ context.Context, r node.Refusal) {
+			p.mu.Lock()
+			p.refusals = append(p.refusals, r)
+			p.mu.Unlock()
+		},
+		Clock: p.Clock, Log: slog.New(slog.DiscardHandler), Version: "test",
 	}
 	for _, o := range options {
 		o(&params)
@@ -164,20 +165,11 @@ func (p *Plane) Token(name string) string {
 
 // SetEntry gives a node an entry and pushes it.
 func (p *Plane) SetEntry(name string, e *nodev1.Entry) {
-	p.mu.Lock()
-	if p.entries[name] == nil {
-		p.entries[name] = map[string]*nodev1.Entry{}
-	}
-	p.entries[name][e.GetNamespace()+"/"+e.GetName()] = e
-	p.mu.Unlock()
 	p.SetTrust(node.NodeScope(name), "entry", e.GetNamespace()+"/"+e.GetName(), e)
 }
 
 // RemoveEntry takes an entry away.
 func (p *Plane) RemoveEntry(name, entry string) {
-	p.mu.Lock()
-	delete(p.entries[name], entry)
-	p.mu.Unlock()
 	p.Engine.Apply(distribute.Change{Scope: node.NodeScope(name), Type: "entry", Name: entry})
 }
 
@@ -198,16 +190,6 @@ func (p *Plane) SetCompile(f func(node string, s *nodev1.Subject) ([]*distribute
 	p.Server.Recompile(nil)
 }
 
-// Entry implements node.Entries.
-func (p *Plane) Entry(name, entry string) (*nodev1.Entry, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if e := p.entries[name][entry]; e != nil {
-		return e, nil
-	}
-	return nil, fault.New(fault.NotFound, "no entry %q", entry)
-}
-
 // Compile implements node.SubjectCompiler.
 func (p *Plane) Compile(name string, s *nodev1.Subject) ([]*distribute.Resource, error) {
 	p.mu.Lock()
@@ -224,13 +206,6 @@ func (p *Plane) Refusals() []node.Refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.refusals)
-}
-
-// Entries lists the names of a node's entries.
-func (p *Plane) Entries(name string) []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Sorted(maps.Keys(p.entries[name]))
 }
 
 // Eventually waits for a condition.
