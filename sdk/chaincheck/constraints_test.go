@@ -2,6 +2,8 @@ package chaincheck
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
@@ -84,6 +86,27 @@ func TestA28AConstrainedCACannotMintAnotherDomainsIDs(t *testing.T) {
 			w.reissue(t, nameConstraints(nil, [][]byte{general(nameIP, "\x0a\x00\x00\x00\xff\x00\x00\x00")}))
 			w.present(w.issuing.leaf(t, san(general(nameURI, workload), general(nameIP, "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\x00\x00\x01"))))
 		}, Constraint},
+		{"a host permitted as a DNS name is not permitted as a URI", bendCA(nameConstraints([][]byte{general(nameDNS, "example.org"), general(nameURI, "other.example")}, nil)), Constraint},
+		{"each type of name by its own constraints", bendCA(nameConstraints([][]byte{general(nameDNS, "other.example"), general(nameURI, "example.org")}, nil)), ""},
+		{"an excluded subtree that does not parse", bendCA(nameConstraints(nil, [][]byte{general(nameDNS, ".example.org")})), Malformed},
+		{"an IPv6 name beside IPv4 constraints", func(t *testing.T, w *world) {
+			w.reissue(t, nameConstraints(nil, [][]byte{general(nameIP, "\x0a\x00\x00\x00\xff\x00\x00\x00")}))
+			w.present(w.issuing.leaf(t, san(general(nameURI, workload), general(nameIP, "\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x01"))))
+		}, ""},
+		{"an IPv4 name where only IPv6 is permitted", func(t *testing.T, w *world) {
+			w.reissue(t, nameConstraints([][]byte{general(nameIP, strings.Repeat("\x00", 32))}, nil))
+			w.present(w.issuing.leaf(t, san(general(nameURI, workload), general(nameIP, "\x0a\x00\x00\x01"))))
+		}, Constraint},
+		{"an excluded e-mail address in the subject", bendMail("a@example.org", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
+		{"another e-mail address in the subject", bendMail("a@other.example", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), ""},
+		{"an e-mail address in the subject that cannot be read", bendMail(`"a b"@x`, nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
+		{"an excluded directory name", bendCA(nameConstraints(nil, [][]byte{directory("web")})), Constraint},
+		{"an excluded directory name in another spelling", bendCA(nameConstraints(nil, [][]byte{directory("  WEB ")})), Constraint},
+		{"an excluded directory name of which no spelling is sure", bendCA(nameConstraints(nil, [][]byte{directory("w\u0435b")})), Constraint},
+		{"a permitted directory name is compared exactly", bendCA(nameConstraints([][]byte{directory("w\u0435b")}, nil)), Constraint},
+		{"a permitted directory name", bendCA(nameConstraints([][]byte{directory("web")}, nil)), ""},
+		{"more comparisons with excluded names than allowed", bendMany(nil, excludedHosts), TooComplex},
+		{"more comparisons with permitted names than allowed", bendMany(excludedHosts, nil), TooComplex},
 		{"a wildcard that may be an excluded name", func(t *testing.T, w *world) {
 			w.reissue(t, nameConstraints(nil, [][]byte{general(nameDNS, "bank.example.org")}))
 			w.present(w.issuing.leaf(t, san(general(nameURI, workload), general(nameDNS, "*.example.org"))))
@@ -104,6 +127,45 @@ func TestA28SpellingsThatAreNoConstraint(t *testing.T) {
 		if _, ok := newSubtree(base); ok {
 			t.Errorf("%q is accepted as a constraint on %s names", base.value, base.kind)
 		}
+	}
+}
+
+// bendMail gives the leaf's subject an e-mail address.
+func bendMail(address string, constrain func(*x509.Certificate)) func(*testing.T, *world) {
+	return func(t *testing.T, w *world) {
+		w.reissue(t, constrain)
+		w.present(w.issuing.leaf(t, func(c *x509.Certificate) {
+			c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: oidEmailAddress, Value: address}}
+		}))
+	}
+}
+
+// directory is the directory name CN=cn.
+func directory(cn string) []byte {
+	return tlv(0xa4, tlv(0x30, tlv(0x31, tlv(0x30, []byte{6, 3, 0x55, 4, 3}, tlv(0x0c, []byte(cn))))))
+}
+
+// excludedHosts are many constraints that no name of bendMany meets.
+var excludedHosts = func() (bases [][]byte) {
+	for n := range 200 {
+		bases = append(bases, general(nameDNS, fmt.Sprintf("h%d.example.net", n)))
+	}
+	return bases
+}()
+
+// bendMany has 200 constraints over 200 names; permitted ones end with a
+// constraint that holds, so that only the work can refuse.
+func bendMany(permitted, excluded [][]byte) func(*testing.T, *world) {
+	return func(t *testing.T, w *world) {
+		if permitted != nil {
+			permitted = append(permitted[:len(permitted):len(permitted)], general(nameDNS, "example.org"))
+		}
+		w.reissue(t, nameConstraints(permitted, excluded))
+		names := [][]byte{general(nameURI, workload)}
+		for n := range 200 {
+			names = append(names, general(nameDNS, fmt.Sprintf("h%d.example.org", n)))
+		}
+		w.present(w.issuing.leaf(t, san(names...)))
 	}
 }
 

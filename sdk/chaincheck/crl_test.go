@@ -6,6 +6,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -169,6 +170,62 @@ func TestEveryEntryOfAHugeListIsFound(t *testing.T) {
 		cert.SerialNumber.Add(cert.SerialNumber, big.NewInt(1))
 		if r := set.Lookup(cert, w.issuing.cert, now, nil); r.Status != StatusGood {
 			t.Fatalf("beside entry %d: %s", i, r)
+		}
+	}
+}
+
+// TestListsThatRFC5280ForbidsAreNotUsed bends lists that crypto/x509 would
+// not sign; what is refused here is refused before any signature is looked at.
+func TestListsThatRFC5280ForbidsAreNotUsed(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		bend func(*pkix.CertificateList)
+		want string
+	}{
+		"no next update": {func(l *pkix.CertificateList) { l.TBSCertList.NextUpdate = time.Time{} }, "next update"},
+		"no number": {func(l *pkix.CertificateList) {
+			l.TBSCertList.Extensions = slices.DeleteFunc(l.TBSCertList.Extensions, func(e pkix.Extension) bool { return arc(e.Id) == extCRLNumber })
+		}, "number"},
+		"a critical number":                   {criticalExtension(extCRLNumber), "critical"},
+		"a critical authority key identifier": {criticalExtension(extAKI), "critical"},
+		"signed over SHA-1": {func(l *pkix.CertificateList) {
+			l.TBSCertList.Signature.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}
+			l.SignatureAlgorithm = l.TBSCertList.Signature
+		}, "algorithm"},
+	} {
+		var list pkix.CertificateList
+		if _, err := asn1.Unmarshal(w.issuing.crl(t, 3, nil), &list); err != nil {
+			t.Fatal(err)
+		}
+		list.TBSCertList.Raw = nil
+		c.bend(&list)
+		der, err := asn1.Marshal(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if set, err := NewCRLSet([][]byte{der}); err == nil || !strings.Contains(err.Error(), c.want) || len(set.byIssuer) != 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewCRLSet([][]byte{w.issuing.crl(t, 3, extension(extIDP, true, tlv(0x30, []byte{0x81, 1, 0xff, 0x82, 1, 0xff})))}); err == nil {
+		t.Error("a list for no certificate is used")
+	}
+}
+
+func criticalExtension(id int) func(*pkix.CertificateList) {
+	return func(l *pkix.CertificateList) {
+		for i := range l.TBSCertList.Extensions {
+			if arc(l.TBSCertList.Extensions[i].Id) == id {
+				l.TBSCertList.Extensions[i].Critical = true
+			}
+		}
+	}
+}
+
+func TestReasonsHaveTheirNames(t *testing.T) {
+	for code, want := range map[int]string{0: "unspecified", 1: "keyCompromise", 6: "certificateHold", 7: "reason 7", 10: "aACompromise", 99: "reason 99", -1: "reason -1"} {
+		if got := reasonName(code); got != want {
+			t.Errorf("reason %d is %q, want %q", code, got, want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,10 @@ func TestA37ARootSpeaksOnlyForItsOwnDomain(t *testing.T) {
 			w.params.Roots[domain] = []*x509.Certificate{ca(t, "root", nil, nil).cert, w.root.cert}
 		}, ""},
 		{"one key as root of two domains", func(_ *testing.T, w *world) { w.params.Roots[other] = w.params.Roots[domain] }, ""},
+		{"what is wrong in its own domain is not hidden by another's root", func(t *testing.T, w *world) {
+			w.params.Roots[other] = w.params.Roots[domain]
+			lists(w, w.root.crl(t, 1, nil), w.issuing.crl(t, 2, nil, w.leaf))
+		}, Revoked},
 		{"a subdomain's bundle", func(_ *testing.T, w *world) {
 			w.params.Roots = Roots{spiffeid.RequireTrustDomainFromString("a.example.org"): {w.root.cert}}
 		}, WrongTrustDomain},
@@ -192,6 +197,16 @@ func TestA09PathologicalChainsCostBoundedWork(t *testing.T) {
 	wantCause(t, p, TooComplex)
 	p.Chain = append(chain[:1:1], chain[len(chain)-maxPresented+1:]...)
 	wantCause(t, p, TooComplex)
+
+	p.Chain = append([]*x509.Certificate{w.leaf, w.issuing.cert}, chain[1:maxPresented]...)
+	wantCause(t, p, TooComplex)
+
+	// A bundle of thousands, none of which has the name that is looked for.
+	p = w.params
+	p.Chain = p.Chain[:1]
+	p.Roots = Roots{domain: slices.Repeat([]*x509.Certificate{w.root.cert}, maxSteps+1)}
+	wantCause(t, p, TooComplex)
+	p = w.params
 
 	var many [][]byte
 	for range 10_000 {

@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,7 @@ func TestX509SVID32SigningCertificates(t *testing.T) {
 		{"the SPIFFE ID of the trust domain", signsAs(""), ""},
 		{"a SPIFFE ID with a path", signsAs("/ca"), WrongSAN},
 		{"a SPIFFE ID in capitals is no way around", bendCA(san(general(nameURI, "SPIFFE://example.org/ca"))), WrongSAN},
+		{"a URI of another scheme", bendCA(func(c *x509.Certificate) { c.URIs = []*url.URL{uri(t, "https://example.org/ca")} }), ""},
 		{"a signing certificate as leaf", bendLeaf(func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign }), BadUsage},
 	})
 }
@@ -218,4 +220,63 @@ func TestCertificatesThatRFC5280Forbids(t *testing.T) {
 		{"an IP address as a DNS name", bendLeaf(san(general(nameURI, workload), general(nameDNS, "10.0.0.1"))), Malformed},
 		{"more names than anyone needs", bendLeaf(func(c *x509.Certificate) { c.DNSNames = strings.Split(strings.Repeat("a.example.org ", 600)+"b", " ") }), TooComplex},
 	})
+}
+
+// TestWhatCryptoX509RefusesToday is refused here too: the rules do not hang
+// on another parser's strictness.
+func TestWhatCryptoX509RefusesToday(t *testing.T) {
+	w := newWorld(t)
+	for _, id := range []int{extSKI, extAKI} {
+		bent := *w.issuing.cert
+		bent.Extensions = slices.Clone(bent.Extensions)
+		for i := range bent.Extensions {
+			if arc(bent.Extensions[i].Id) == id {
+				bent.Extensions[i].Critical = true
+			}
+		}
+		if _, err := factsOf(&bent); err == nil || err.Cause != Malformed {
+			t.Errorf("critical key identifier 2.5.29.%d: %v", id, err)
+		}
+	}
+	for name, der := range map[string][]byte{
+		"a DNS name encoded as constructed":      tlv(0x30, tlv(0xa2, []byte("a.example.org"))),
+		"an otherName encoded as primitive":      tlv(0x30, tlv(0x80, []byte("x"))),
+		"a tag beyond registeredID":              tlv(0x30, tlv(0x89, []byte("x"))),
+		"a universal tag":                        tlv(0x30, tlv(0x16, []byte("a.example.org"))),
+		"trailing bytes":                         append(tlv(0x30, general(nameDNS, "a")), 0),
+		"no names":                               {0x30, 0},
+		"a DNS name longer than 253":             tlv(0x30, general(nameDNS, strings.Repeat("a.", 127)+"a")),
+		"a label longer than 63":                 tlv(0x30, general(nameDNS, strings.Repeat("a", 64))),
+		"a wildcard that is not the whole label": tlv(0x30, general(nameDNS, "a*.example.org")),
+		"an e-mail address without a host":       tlv(0x30, general(nameEmail, "a")),
+		"a URI with a control character":         tlv(0x30, general(nameURI, "spiffe://a/\x07")),
+		"a URI without a scheme":                 tlv(0x30, general(nameURI, "//a/b")),
+		"an IP address of five octets":           tlv(0x30, general(nameIP, "12345")),
+	} {
+		if _, err := parseNames(w.leaf, der); err == nil || err.Cause != Malformed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for algorithm := range x509.SignatureAlgorithm(32) {
+		weak := algorithm <= x509.ECDSAWithSHA1 && algorithm != x509.SHA256WithRSA && algorithm != x509.SHA384WithRSA && algorithm != x509.SHA512WithRSA
+		err := checkAlgorithm(&x509.Certificate{SignatureAlgorithm: algorithm})
+		if weak && (err == nil || err.Cause != WeakKey) {
+			t.Errorf("%s is accepted", algorithm)
+		}
+	}
+}
+
+func TestARefusalNamesTheCertificateAndTheReason(t *testing.T) {
+	w := newWorld(t)
+	w.present(w.issuing.leaf(t, func(c *x509.Certificate) { c.ExtKeyUsage = nil; c.SerialNumber = big.NewInt(0xabc) }))
+	for side, want := range map[Usage]string{Client: "lacks clientAuth", Server: "lacks serverAuth"} {
+		w.params.Usage = side
+		_, err := Verify(w.params)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `"`+workload+`" (serial abc)`) || !strings.Contains(err.Error(), "(bad_usage)") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, err := VerifyLeafRaw(nil, w.params); err == nil || strings.Contains(err.Error(), ": :") {
+		t.Errorf("got %v", err)
+	}
 }
