@@ -1,0 +1,124 @@
+package workloadapi
+
+import (
+	"context"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/fault"
+	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+const (
+	maxAudiences     = 32
+	maxAudienceBytes = 2048 // of one
+)
+
+// FetchJWTSVID returns a JWT-SVID for the audience for each identity the
+// caller has a right to, or for the one it names.
+func (s *Server) FetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JWTSVIDResponse, error) {
+	resp, err := s.fetchJWTSVID(ctx, r)
+	return resp, s.answer(ctx, pb.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName, err)
+}
+
+func (s *Server) fetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JWTSVIDResponse, error) {
+	c, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.leave()
+	if err := checkAudience(r.Audience); err != nil {
+		return nil, err
+	}
+	if r.SpiffeId != "" {
+		if _, err := spiffeid.FromString(r.SpiffeId); err != nil {
+			return nil, fault.New(fault.Invalid, "spiffe_id %q is not a SPIFFE ID: %w", r.SpiffeId, err)
+		}
+	}
+	entries, err := s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	if err != nil {
+		return nil, err
+	}
+	if entries = named(entries, r.SpiffeId); len(entries) == 0 {
+		return nil, fault.New(fault.Denied, "this process has no right to %s; it has other identities, ask without spiffe_id to see them", r.SpiffeId)
+	}
+	resp := &pb.JWTSVIDResponse{}
+	var refused error
+	for _, e := range entries {
+		token, _, err := s.p.Manager.JWT(c.ctx, e, s.p.Instance(c.caller), r.Audience)
+		if err != nil {
+			if refused == nil {
+				refused = err
+			}
+			continue // the others are good
+		}
+		resp.Svids = append(resp.Svids, &pb.JWTSVID{SpiffeId: e.SpiffeId, Svid: token, Hint: e.Hint})
+	}
+	if len(resp.Svids) == 0 {
+		return nil, refused
+	}
+	if err := c.same(); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func named(entries []*nodev1.Entry, id string) []*nodev1.Entry {
+	if id == "" {
+		return entries
+	}
+	var some []*nodev1.Entry
+	for _, e := range entries {
+		if e.SpiffeId == id {
+			some = append(some, e)
+		}
+	}
+	return some
+}
+
+func checkAudience(audience []string) error {
+	if len(audience) == 0 {
+		return fault.New(fault.Invalid, "audience must be specified: name at least one recipient of the token")
+	}
+	if len(audience) > maxAudiences {
+		return fault.New(fault.Invalid, "%d audiences are asked for and at most %d are signed", len(audience), maxAudiences)
+	}
+	for _, a := range audience {
+		if a == "" || len(a) > maxAudienceBytes {
+			return fault.New(fault.Invalid, "an audience has %d bytes; it must have 1 to %d", len(a), maxAudienceBytes)
+		}
+	}
+	return nil
+}
+
+// ValidateJWTSVID checks a token for the audience and returns its claims. It
+// needs no identity: what it uses is public.
+func (s *Server) ValidateJWTSVID(ctx context.Context, r *pb.ValidateJWTSVIDRequest) (*pb.ValidateJWTSVIDResponse, error) {
+	resp, err := s.validateJWTSVID(ctx, r)
+	return resp, s.answer(ctx, pb.SpiffeWorkloadAPI_ValidateJWTSVID_FullMethodName, err)
+}
+
+func (s *Server) validateJWTSVID(ctx context.Context, r *pb.ValidateJWTSVIDRequest) (*pb.ValidateJWTSVIDResponse, error) {
+	c, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.leave()
+	if r.Audience == "" {
+		return nil, fault.New(fault.Invalid, "audience must be specified")
+	}
+	if r.Svid == "" {
+		return nil, fault.New(fault.Invalid, "svid must be specified")
+	}
+	trust, _ := s.p.Manager.Trust()
+	id, claims, err := validate(r.Svid, r.Audience, s.keysOf(trust), s.p.Clock.Now())
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the JWT-SVID is not valid: %w", err)
+	}
+	fields, err := structpb.NewStruct(claims)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the JWT-SVID is not valid: its claims: %w", err)
+	}
+	return &pb.ValidateJWTSVIDResponse{SpiffeId: id.String(), Claims: fields}, nil
+}
