@@ -77,7 +77,7 @@ func (p *proxy) capturedOutbound(b *resources) {
 	}
 	slices.SortFunc(routes, func(x, y route) int { return x.at.Compare(y.at) })
 	// On loopback: only what this machine redirects arrives here.
-	l := listener("outbound", corev3.TrafficDirection_OUTBOUND, statOutbound,
+	l := listener("outbound", corev3.TrafficDirection_OUTBOUND, accesslog.StatOutbound,
 		p.both(netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), OutboundPort)...)
 	l.ListenerFilters = originalDst()
 	l.AccessLog = append(l.AccessLog, unmatched(accesslog.OutboundListener))

@@ -5,13 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.uber.org/goleak"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -24,8 +25,6 @@ import (
 	"github.com/legation-io/legation/internal/store/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 var update = flag.Bool("update", false, "rewrite the expected resources")
 
 var (
@@ -36,7 +35,11 @@ var (
 // open starts a catalog; it ends with the test.
 func open(t testing.TB) *catalog.Catalog {
 	t.Helper()
-	s := memory.New()
+	return openAt(t, memory.New())
+}
+
+func openAt(t testing.TB, s *memory.Store) *catalog.Catalog {
+	t.Helper()
 	c, err := catalog.Open(t.Context(), catalog.Params{Store: s, TrustDomain: testDomain})
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +49,25 @@ func open(t testing.TB) *catalog.Catalog {
 	go func() { defer close(done); _ = c.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done; _ = s.Close() })
 	return c
+}
+
+// tryApply applies what may be refused.
+func tryApply(t testing.TB, c *catalog.Catalog, content string) {
+	t.Helper()
+	if _, _, err := c.Apply(t.Context(), catalog.ApplyParams{Documents: []*adminv1.Document{{File: "test", Content: []byte(content)}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t testing.TB, c *catalog.Catalog, content string) {
+	t.Helper()
+	if _, _, err := c.Delete(t.Context(), catalog.DeleteParams{IgnoreNotFound: true, Documents: []*adminv1.Document{{File: "test", Content: []byte(content)}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sorted(m map[string]*distribute.Resource) []*distribute.Resource {
+	return slices.SortedFunc(maps.Values(m), compare)
 }
 
 func apply(t testing.TB, c *catalog.Catalog, content string) *catalog.Snapshot {

@@ -83,7 +83,7 @@ func (p *proxy) inboundChain(in inbound) *listenerv3.FilterChain {
 
 func (p *proxy) explicitInbound(b *resources) {
 	for _, in := range p.inbound {
-		l := listener("inbound|"+in.listen.String(), corev3.TrafficDirection_INBOUND, statInbound, in.listen)
+		l := listener("inbound|"+in.listen.String(), corev3.TrafficDirection_INBOUND, accesslog.StatInbound, in.listen)
 		l.FilterChains = []*listenerv3.FilterChain{p.inboundChain(in)}
 		b.add(TypeListener, l.Name, l)
 	}
@@ -93,7 +93,7 @@ func (p *proxy) explicitInbound(b *resources) {
 // capturedInbound is one listener with a chain for each port; a connection to
 // any other port finds none, is closed, and is counted.
 func (p *proxy) capturedInbound(b *resources) {
-	l := listener("inbound", corev3.TrafficDirection_INBOUND, statInbound,
+	l := listener("inbound", corev3.TrafficDirection_INBOUND, accesslog.StatInbound,
 		p.both(netip.IPv4Unspecified(), netip.IPv6Unspecified(), InboundPort)...)
 	l.ListenerFilters = originalDst()
 	l.AccessLog = append(l.AccessLog, unmatched(accesslog.InboundListener))

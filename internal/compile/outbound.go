@@ -17,11 +17,6 @@ import (
 	"github.com/legation-io/legation/internal/fault"
 )
 
-const (
-	statInbound  = "inbound"
-	statOutbound = "outbound"
-)
-
 // outbound is a local port for a destination, in explicit mode.
 type outbound struct {
 	listen  netip.AddrPort
@@ -128,7 +123,7 @@ func (p *proxy) explicit(b *resources) {
 				d = newDestination(p.options.TrustDomain, s, port, false)
 			}
 		}
-		l := listener("outbound|"+out.listen.String(), corev3.TrafficDirection_OUTBOUND, statOutbound, out.listen)
+		l := listener("outbound|"+out.listen.String(), corev3.TrafficDirection_OUTBOUND, accesslog.StatOutbound, out.listen)
 		l.FilterChains = []*listenerv3.FilterChain{{Name: d.cluster(), Filters: tcpProxy(d.cluster(), d.cluster(), accesslog.Outbound, false)}}
 		b.add(TypeListener, l.Name, l)
 		if !done[d.cluster()] {
