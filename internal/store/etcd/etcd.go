@@ -31,7 +31,8 @@ import (
 
 // Config of a store. Only Dir is required.
 type Config struct {
-	// Dir holds the data; it is made with mode 0700 when it is missing.
+	// Dir holds the data; it is made with mode 0700 when it is missing
+	// (its parent has to exist or is made so too).
 	Dir string
 	// QuotaBytes bounds the data in use, in bytes; 0 is 2 GiB. Beyond it
 	// writes are refused with fault.Limited; deletions and reads go on.
@@ -42,7 +43,8 @@ type Config struct {
 	// Log gets etcd's warnings and errors; nil discards them.
 	Log *slog.Logger
 
-	history int64 // revisions kept for watches; 0 is keepRevisions
+	history   int64  // revisions kept for watches; 0 is keepRevisions
+	snapEvery uint64 // log entries between snapshots; 0 is snapshotCount
 }
 
 const (
@@ -108,6 +110,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.history <= 0 {
 		cfg.history = keepRevisions
 	}
+	if cfg.snapEvery == 0 {
+		cfg.snapEvery = snapshotCount
+	}
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -128,9 +133,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 func start(ctx context.Context, cfg Config, log *slog.Logger, lock *dirLock) (*Store, error) {
+	if err := verify(cfg.Dir); err != nil {
+		return nil, fault.New(fault.Internal,
+			"the data in %s is damaged: %w; nothing was changed: restore a snapshot into another directory, or move this one away to begin anew", cfg.Dir, err)
+	}
+	if err := durable.OS.Remove(markPath(cfg.Dir)); err != nil {
+		return nil, fmt.Errorf("start the store in %s: %w", cfg.Dir, err)
+	}
 	h := newHalt(log)
 	zlog := zap.New(&slogCore{log: log}, zap.WithFatalHook(h))
-	srv, err := newServer(cfg.Dir, zlog)
+	srv, err := newServer(cfg, zlog)
 	if err != nil {
 		return nil, fmt.Errorf("start the store in %s: %w", cfg.Dir, err)
 	}
@@ -163,7 +175,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger, lock *dirLock) (*S
 }
 
 // newServer turns etcd's exits and panics while it opens files into errors.
-func newServer(dir string, zlog *zap.Logger) (srv *etcdserver.EtcdServer, err error) {
+func newServer(cfg Config, zlog *zap.Logger) (srv *etcdserver.EtcdServer, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			srv, err = nil, fault.New(fault.Internal, "%v", p)
@@ -176,7 +188,7 @@ func newServer(dir string, zlog *zap.Logger) (srv *etcdserver.EtcdServer, err er
 	}
 	return etcdserver.NewServer(config.ServerConfig{
 		Name:                        "legation",
-		DataDir:                     dir,
+		DataDir:                     cfg.Dir,
 		PeerURLs:                    self,
 		ClientURLs:                  self,
 		InitialPeerURLsMap:          types.URLsMap{"legation": self},
@@ -184,7 +196,7 @@ func newServer(dir string, zlog *zap.Logger) (srv *etcdserver.EtcdServer, err er
 		NewCluster:                  true,
 		TickMs:                      tick,
 		ElectionTicks:               electionTicks,
-		SnapshotCount:               snapshotCount,
+		SnapshotCount:               cfg.snapEvery,
 		SnapshotCatchUpEntries:      16, // nobody has to catch up
 		MaxSnapFiles:                maxFiles,
 		MaxWALFiles:                 maxFiles,
@@ -220,8 +232,14 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.open.Unlock()
 	s.wg.Wait()
+	defer s.lock.release()
 	s.stopServer()
-	s.lock.release()
+	if s.halt.err() != nil {
+		return nil // no mark: the next start looks for itself
+	}
+	if err := writeMark(s.cfg.Dir); err != nil {
+		return fmt.Errorf("close the store: %w", err)
+	}
 	return nil
 }
 
@@ -244,18 +262,25 @@ func (s *Store) stopServer() {
 func (s *Store) Failed() <-chan struct{} { return s.halt.ctx.Done() }
 
 // makeDirs makes the folders before etcd does, with their modes, and sees to
-// it that no file in them is ever readable by others.
+// it that no file in them is ever readable by others. A directory that the
+// caller made keeps its mode: what lies in it directly is 0600.
 func makeDirs(dir string) error {
 	member := filepath.Join(dir, "member")
-	for _, d := range []string{dir, member, filepath.Join(member, "snap")} {
+	if err := durable.OS.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
+	for _, d := range []string{member, filepath.Join(member, "snap")} {
 		if err := durable.OS.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("make data directory: %w", err)
 		}
 		if err := os.Chmod(d, 0o700); err != nil {
 			return fmt.Errorf("make data directory: %w", err)
 		}
+		if err := denyOthers(d); err != nil {
+			return err
+		}
 	}
-	return denyOthers(filepath.Join(member, "snap"))
+	return nil
 }
 
 var _ store.Store = (*Store)(nil)
