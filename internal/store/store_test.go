@@ -58,7 +58,7 @@ func TestWhatIsNotAValueIsRefused(t *testing.T) {
 		"another framing":             "{}" + good,
 		"no kind":                     "\xd1\x00\x01",
 		"a kind beyond the end":       "\xd1\x20node",
-		"a kind of foreign letters":   "\xd1\x04NODE\x01",
+		"a kind of foreign letters":   "\xd1\x04no e\x01",
 		"no version":                  good[:len(good)-1],
 		"version 0":                   good[:len(good)-1] + "\x00",
 		"a version in too many bytes": good[:len(good)-1] + "\x81\x00",

@@ -11,7 +11,7 @@ import (
 //
 //	byte     0xD1, the mark of this framing
 //	byte     length of kind, 1 to 64
-//	bytes    kind, of a-z 0-9 . - /
+//	bytes    kind, of A-Z a-z 0-9 . - /
 //	uvarint  version, at least 1, shortest form
 //	bytes    data
 const (
@@ -73,7 +73,7 @@ func validKind(kind string) bool {
 	}
 	for i := range len(kind) {
 		c := kind[i]
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '.' && c != '-' && c != '/' {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '-' && c != '/' {
 			return false
 		}
 	}

@@ -207,9 +207,7 @@ func newServer(cfg Config, zlog *zap.Logger) (srv *etcdserver.EtcdServer, err er
 		WarningApplyDuration:        time.Second,
 		WarningUnaryRequestDuration: 2 * time.Second,
 		StrictReconfigCheck:         true,
-		AuthToken:                   "simple",
-		BcryptCost:                  10,
-		TokenTTL:                    300,
+		BcryptCost:                  10, // unused; etcd warns without one
 		MaxLearners:                 1,
 		V2Deprecation:               config.V2DeprDefault,
 		Metrics:                     "basic",

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"go.etcd.io/etcd/server/v3/etcdserver/cindex"
 	"go.etcd.io/etcd/server/v3/storage/backend"
 	"go.etcd.io/etcd/server/v3/storage/schema"
 	"go.uber.org/zap"
@@ -185,7 +184,8 @@ func forgetCluster(path string) (err error) {
 	}
 	tx := be.BatchTx()
 	tx.LockOutsideApply()
-	cindex.UpdateConsistentIndexForce(tx, 0, 0)
+	tx.UnsafeDelete(schema.Meta, schema.MetaConsistentIndexKeyName)
+	tx.UnsafeDelete(schema.Meta, schema.MetaTermKeyName)
 	tx.Unlock()
 	be.ForceCommit()
 	return nil
