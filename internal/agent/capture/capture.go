@@ -14,11 +14,13 @@
 // What the Envoy's listeners must look like (tried on Linux 6.18):
 //
 //   - outbound: REDIRECT of local connections goes to 127.0.0.1 and ::1, so
-//     it listens on 127.0.0.1:15001 with [::1]:15001 as additional_addresses.
+//     it listens on 127.0.0.1:15001 with [::1]:15001 as additional address,
+//     or on [::]:15001 with ipv4_compat.
 //   - inbound: REDIRECT of arriving connections goes to the receiving
-//     interface's own address, so it listens on [::]:15006 with ipv4_compat.
-//   - in a namespace without IPv6 (net.ipv6.conf.all.disable_ipv6) Envoy
-//     refuses a listener on ::1 or [::]; there it is 127.0.0.1 and 0.0.0.0.
+//     interface's own address, so it listens on [::]:15006 with ipv4_compat,
+//     or on 0.0.0.0:15006 with [::]:15006 as additional address.
+//   - in a namespace where IPv6 is switched off (disable_ipv6) [::1] cannot be
+//     bound, and Envoy refuses the whole listener for it; [::] can.
 //   - both: the listener filter envoy.filters.listener.original_dst; the
 //     destination it finds is right for both families. A connection made
 //     to 15001 or 15006 itself is refused here when it comes from outside;

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/legation-io/legation/internal/fault"
@@ -448,7 +449,10 @@ func TestRemoveTakesOnlyItsOwnAway(t *testing.T) {
 // The kernel's own account of what was installed.
 func TestNftListsWhatWasMeant(t *testing.T) {
 	w := newWorld(t)
-	mustInstall(t, Params{NetNS: path(w.here), ExcludeInboundPorts: []uint16{2222}, MarkedListeners: true})
+	r := mustInstall(t, Params{NetNS: path(w.here), ExcludeInboundPorts: []uint16{2222}, MarkedListeners: true})
+	if n := testutil.CollectAndCount(r.Collector()); n != len(counterNames) {
+		t.Errorf("%d metrics, want %d", n, len(counterNames))
+	}
 	var list struct {
 		Nftables []struct {
 			Table *struct{ Family, Name string }

@@ -43,6 +43,30 @@ func markedCluster(c *clusterv3.Cluster) *clusterv3.Cluster {
 	return c
 }
 
+// startEnvoy runs an Envoy in the program's namespace until the test ends.
+func startEnvoy(t *testing.T, w *world, agent *envoytest.Agent) *envoy.Process {
+	t.Helper()
+	admin := filepath.Join(filepath.Dir(agent.Socket), "admin.sock")
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapParams{NodeID: "test", Socket: agent.Socket, AdminSocket: admin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	proc, err := envoy.NewProcess(envoy.ProcessParams{Binary: envoytest.Binary(t), Bootstrap: bootstrap, AdminSocket: admin, Concurrency: 1, NetNS: path(w.here)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- proc.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return proc
+}
+
 // A real Envoy behind the rules, its listeners marked: the destinations it
 // finds, and the sockets that the agent would end.
 func TestEnvoyFindsTheDestinationOfCapturedConnections(t *testing.T) {
@@ -74,25 +98,8 @@ func TestEnvoyFindsTheDestinationOfCapturedConnections(t *testing.T) {
 	agent.Set(envoytest.ListenerType, outbound, inbound)
 
 	rules := mustInstall(t, Params{NetNS: path(w.here), MarkedListeners: true})
-	admin := filepath.Join(filepath.Dir(agent.Socket), "admin.sock")
-	bootstrap, err := envoy.Bootstrap(envoy.BootstrapParams{NodeID: "test", Socket: agent.Socket, AdminSocket: admin})
-	if err != nil {
-		t.Fatal(err)
-	}
-	proc, err := envoy.NewProcess(envoy.ProcessParams{Binary: envoytest.Binary(t), Bootstrap: bootstrap, AdminSocket: admin, Concurrency: 1, NetNS: path(w.here)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- proc.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	wait, stop := context.WithTimeout(ctx, 20*time.Second)
+	proc := startEnvoy(t, w, agent)
+	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	if err := proc.WaitLive(wait); err != nil {
 		t.Fatal(err, agent.Nacks())

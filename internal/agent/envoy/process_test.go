@@ -3,6 +3,7 @@ package envoy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -264,4 +265,68 @@ func TestWhatIsServedAndCounted(t *testing.T) {
 	if _, err := r.proc.Stats(t.Context(), "("); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("a bad filter: %v", err)
 	}
+}
+
+// An agent that was killed and is back finds its Envoy again: new
+// configuration arrives, new connections are told, and those from before are
+// the unknown ones that a revocation ends.
+func TestEnvoyFindsItsAgentAgain(t *testing.T) {
+	ca := envoytest.NewCA(t, "ours")
+	logs := NewLogServer(LogServerParams{})
+	back, port, second := envoytest.Echo(t, "127.0.0.1:0"), envoytest.Port(t), envoytest.Port(t)
+	peer := envoytest.Peer{Leaf: ca.Issue("spiffe://a.test/server"), CA: ca}
+	r := startEnvoy(t, logs, nil, func(a *envoytest.Agent) {
+		a.Set(envoytest.ClusterType, envoytest.Cluster(t, "program", "127.0.0.1", back, nil))
+		a.Set(envoytest.ListenerType, envoytest.Inbound(t, "in", "127.0.0.1", port, "program", peer))
+	})
+	client := ca.ClientTLS(ca.Issue("spiffe://a.test/client"))
+	before, err := say(t, port, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	envoytest.Eventually(t, "the connection is told", func() bool { return logs.Table.Len() == 1 })
+
+	r.agent.Stop()
+	logs.Table.Reset() // a new agent knows nothing
+	if err := echo(before); err != nil {
+		t.Errorf("a connection while the agent is away: %v", err)
+	}
+	during, err := say(t, port, client)
+	if err != nil {
+		t.Fatalf("a new connection while the agent is away: %v", err)
+	}
+	r.agent.Start()
+	start := time.Now()
+	r.agent.Set(envoytest.ListenerType, envoytest.Inbound(t, "in", "127.0.0.1", port, "program", peer),
+		envoytest.Inbound(t, "second", "127.0.0.1", second, "program", peer))
+	var after *tls.Conn
+	envoytest.Eventually(t, "the new listener serves", func() bool {
+		after, err = say(t, second, client)
+		return err == nil
+	})
+	t.Logf("new configuration %v after the agent was back", time.Since(start).Round(time.Millisecond))
+	fresh, err := say(t, port, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keep []Pair
+	envoytest.Eventually(t, "new connections are told", func() bool {
+		keep = nil
+		for _, c := range logs.Table.Open(nil) {
+			keep = append(keep, c.Pair())
+		}
+		return len(keep) >= 2
+	})
+	if n, failures := CloseUnknown(t.Context(), r.proc.PID(), []uint16{uint16(port), uint16(second)}, keep); n < 1 || len(failures) > 0 {
+		t.Errorf("closed %d, failures %q", n, failures)
+	}
+	if err := ended(before); err != nil {
+		t.Errorf("a connection from before: %v", err)
+	}
+	for name, c := range map[string]net.Conn{"after": after, "fresh": fresh} {
+		if err := echo(c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_ = during // told late or not at all: either kept or ended
 }

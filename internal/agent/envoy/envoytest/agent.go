@@ -54,7 +54,11 @@ type Agent struct {
 	// Silent makes it listen and never answer.
 	Silent bool
 
-	mu        sync.Mutex
+	t    testing.TB
+	als  accesslogv3.AccessLogServiceServer
+	stop func() // nil while stopped; used by the test's goroutine alone
+
+	mu        sync.Mutex            // guards what follows
 	resources map[string][]Resource // by type URL
 	nacks     []string
 	asked     int
@@ -78,19 +82,35 @@ func NewAgent(t testing.TB, als accesslogv3.AccessLogServiceServer) *Agent {
 		Socket: filepath.Join(dir, "agent.sock"), resources: map[string][]Resource{},
 		changed: make(chan struct{}),
 	}
+	a.t, a.als = t, als
+	a.Start()
+	t.Cleanup(func() { a.Stop(); os.RemoveAll(dir) })
+	return a
+}
+
+// Start serves; NewAgent did so already.
+func (a *Agent) Start() {
+	a.t.Helper()
 	l, err := net.Listen("unix", a.Socket)
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
 	s := grpc.NewServer()
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, a)
-	if als != nil {
-		accesslogv3.RegisterAccessLogServiceServer(s, als)
+	if a.als != nil {
+		accesslogv3.RegisterAccessLogServiceServer(s, a.als)
 	}
 	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Serve(l) }()
-	t.Cleanup(func() { s.Stop(); <-done; os.RemoveAll(dir) })
-	return a
+	go func() { defer close(done); _ = s.Serve(l) }() // ends with Stop
+	a.stop = func() { s.Stop(); <-done }
+}
+
+// Stop ends every stream and the socket, as a killed agent does.
+func (a *Agent) Stop() {
+	if a.stop != nil {
+		a.stop()
+		a.stop = nil
+	}
 }
 
 // Set replaces all resources of a type.
