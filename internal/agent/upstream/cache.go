@@ -11,6 +11,7 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protodelim"
 )
 
@@ -18,6 +19,7 @@ const (
 	viewName = "view"
 	// saveDelay lets a storm be one write.
 	saveDelay = 500 * time.Millisecond
+	saveAgain = 10 * time.Second // after a failure
 )
 
 // encodeView is what the cache keeps of the view: a hello that says for which
@@ -72,54 +74,108 @@ func (l *Link) decodeView(raw []byte) error {
 	return refused
 }
 
-func (l *Link) loadView() {
+// load reads what an earlier run kept.
+func (l *Link) load() {
 	if l.p.Cache == nil {
 		return
 	}
-	raw, err := l.p.Cache.Read(viewName)
-	if fault.Is(err, fault.NotFound) {
-		return
-	}
-	if err == nil {
-		err = l.decodeView(raw)
-	}
-	if err != nil {
-		l.p.Log.Warn("what this agent cached of the control plane is not used in full", "reason", err)
+	for _, f := range l.files() {
+		raw, err := l.p.Cache.Read(f.name)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err == nil {
+			err = f.decode(raw)
+		}
+		if err != nil {
+			l.p.Log.Warn("what this agent cached of the control plane is not used in full", "file", f.name, "reason", err)
+		}
 	}
 }
 
-// save writes the view to the cache soon after it changes, and at the end.
+// file is one thing that survives restarts, beside the identity.
+type file struct {
+	name   string
+	unsave chan struct{}
+	encode func() ([]byte, error)
+	decode func([]byte) error
+}
+
+func (l *Link) files() []file {
+	return []file{
+		{viewName, l.unsave, l.encodeView, l.decodeView},
+		{configName, l.unsaveConfig, l.encodeConfig, l.decodeConfig},
+	}
+}
+
+// save writes to the cache soon after something changes, or later if that
+// fails.
 func (l *Link) save(ctx context.Context) error {
 	if l.p.Cache == nil {
 		return nil
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, f := range l.files() {
+		g.Go(func() error { return l.saveFile(ctx, f) })
+	}
+	return g.Wait()
+}
+
+func (l *Link) saveFile(ctx context.Context, f file) error {
 	for {
 		select {
+		case <-f.unsave:
 		case <-ctx.Done():
-			select {
-			case <-l.unsave:
-				l.saveNow()
-			default:
-			}
 			return ctx.Err()
-		case <-l.unsave:
 		}
-		_ = l.wait(ctx, saveDelay)
-		l.saveNow()
+		delay := saveDelay
+		for {
+			if err := l.wait(ctx, delay); err != nil {
+				raise(f.unsave) // flush writes it
+				return err
+			}
+			if l.write(f) {
+				break
+			}
+			delay = saveAgain
+		}
 	}
 }
 
-func (l *Link) saveNow() {
-	// Cleared before the state is read: a change after that is saved again.
+// flush writes what has not been written when everything else has stopped.
+func (l *Link) flush() {
+	if l.p.Cache == nil {
+		return
+	}
+	for _, f := range l.files() {
+		select {
+		case <-f.unsave:
+			l.write(f)
+		default:
+		}
+	}
+}
+
+func raise(token chan struct{}) {
 	select {
-	case <-l.unsave:
+	case token <- struct{}{}:
 	default:
 	}
-	raw, err := l.encodeView()
+}
+
+// write says whether the file is written, or never will be.
+func (l *Link) write(f file) bool {
+	// Cleared before the state is read: a change after that is saved again.
+	select {
+	case <-f.unsave:
+	default:
+	}
+	raw, err := f.encode()
 	if err == nil {
-		err = l.p.Cache.Write(viewName, raw)
+		err = l.p.Cache.Write(f.name, raw)
 	}
 	if err != nil {
-		l.p.Log.Error("what the control plane told cannot be kept on disk; an agent that restarts while it is away would have the older state", "error", err)
+		l.p.Log.Error("what the control plane told cannot be kept on disk; an agent that restarts while it is away would have the older state", "file", f.name, "error", err)
 	}
+	return err == nil
 }

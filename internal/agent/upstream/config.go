@@ -35,20 +35,32 @@ type configs struct {
 	wanted  map[string]*nodev1.Subject
 	given   map[string]map[resourceKey]*distribute.Resource // accepted by OnConfig
 	dropped map[string]bool                                 // unwatched since the stream last looked
-	changed chan struct{}                                   // one token: wanted changed
+	asked   map[string]bool                                 // by the open stream: its answer replaces the cache
+	changed chan struct{}                                   // one token: wanted changed, for the stream
+	offline chan struct{}                                   // the same, for serving from the cache
+	kept    map[contentKey]*kept                            // beyond watches and restarts
+	order   []contentKey                                    // of kept, least recently given first
+
+	giving sync.Mutex // held over OnConfig; taken before mu
 }
 
 type resourceKey struct{ typeURL, name string }
 
 func newConfigs() *configs {
-	return &configs{wanted: map[string]*nodev1.Subject{}, given: map[string]map[resourceKey]*distribute.Resource{}, dropped: map[string]bool{}, changed: make(chan struct{}, 1)}
+	return &configs{wanted: map[string]*nodev1.Subject{}, given: map[string]map[resourceKey]*distribute.Resource{}, dropped: map[string]bool{}, asked: map[string]bool{}, changed: make(chan struct{}, 1),
+		offline: make(chan struct{}, 1), kept: map[contentKey]*kept{}}
 }
 
 func (c *configs) wake() {
-	select {
-	case c.changed <- struct{}{}:
-	default:
-	}
+	raise(c.changed)
+	raise(c.offline)
+}
+
+// unasked notes that no stream is open.
+func (c *configs) unasked() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.asked)
 }
 
 // WatchSubject asks for a proxy's configuration until UnwatchSubject; a
@@ -114,6 +126,7 @@ func (l *Link) followConfig(ctx context.Context, s *session) error {
 	}
 	c := &configStream{link: l, stream: stream, sent: map[string]*nodev1.Subject{}, ending: map[string]int{},
 		names: map[string]map[resourceKey]string{}, bodies: map[string]*body{}, refusals: map[string]bool{}}
+	defer l.configs.unasked()
 	l.configs.wake()
 	for {
 		err = nil
@@ -151,6 +164,9 @@ func (c *configStream) ask() error {
 			continue
 		}
 		delete(c.sent, id)
+		cf.mu.Lock()
+		delete(cf.asked, id)
+		cf.mu.Unlock()
 		c.ending[id]++
 		if err := c.stream.Send(&nodev1.ConfigRequest{Message: &nodev1.ConfigRequest_Unwatch{Unwatch: id}}); err != nil {
 			return err
@@ -178,9 +194,12 @@ func (c *configStream) ask() error {
 func (c *configStream) hold(subject *nodev1.Subject) *nodev1.Subject {
 	id := subject.GetId()
 	cf := c.link.configs
+	cf.giving.Lock() // what is being given from the cache is held too
 	cf.mu.Lock()
 	given := maps.Clone(cf.given[id])
+	cf.asked[id] = true
 	cf.mu.Unlock()
+	cf.giving.Unlock()
 	// While an earlier watch of this id is being ended, its names are counted
 	// until the last envelope; then everything is sent anew.
 	if len(given) == 0 || c.ending[id] > 0 {
@@ -293,39 +312,18 @@ func (c *configStream) receive(e *nodev1.Envelope) ([]distribute.Change, error) 
 	return changes, problems
 }
 
-// give hands an update to OnConfig and notes what was accepted.
+// give hands on what is news.
 func (c *configStream) give(id string, update ConfigUpdate) error {
 	if len(update.Changes) == 0 && update.Refusal == nil && !c.refusals[id] {
-		return nil // nothing new
+		return nil
 	}
-	if c.link.p.OnConfig != nil {
-		if err := c.link.p.OnConfig(id, update); err != nil {
-			return err
-		}
+	if err := c.link.give(id, update, false); err != nil {
+		return err
 	}
 	if update.Refusal != nil {
 		c.refusals[id] = true
 	} else {
 		delete(c.refusals, id)
-	}
-	cf := c.link.configs
-	cf.mu.Lock()
-	defer cf.mu.Unlock()
-	if cf.wanted[id] == nil {
-		return nil
-	}
-	given := cf.given[id]
-	if given == nil {
-		given = map[resourceKey]*distribute.Resource{}
-		cf.given[id] = given
-	}
-	for _, change := range update.Changes {
-		key := resourceKey{change.Type, change.Name}
-		if change.Resource == nil {
-			delete(given, key)
-		} else {
-			given[key] = change.Resource
-		}
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ import (
 // Protocol is the version this agent speaks.
 const Protocol = 1
 
-// Cache keeps bytes over restarts, sealed. Names are "identity" and "view".
+// Cache keeps bytes over restarts, sealed. Names are "identity", "view" and "config".
 type Cache interface {
 	// Read returns fault.NotFound when nothing of that name is kept.
 	Read(name string) ([]byte, error)
@@ -75,9 +75,11 @@ type Link struct {
 	configs  *configs
 	reports  *reports
 
-	mu     sync.Mutex // guards trust, and writing view
-	trust  *trustState
-	unsave chan struct{} // one token: trust changed since it was saved
+	mu    sync.Mutex // guards trust, and writing view
+	trust *trustState
+
+	unsave       chan struct{} // one token: trust changed since it was saved
+	unsaveConfig chan struct{} // the same of configs.kept
 
 	pinned   pin
 	sessions sync.WaitGroup // connections that drain
@@ -96,7 +98,8 @@ func New(p Params) *Link {
 			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", address)
 		}
 	}
-	l := &Link{p: p, metrics: newMetrics(p.Registerer), configs: newConfigs(), trust: newTrustState(), unsave: make(chan struct{}, 1)}
+	l := &Link{p: p, metrics: newMetrics(p.Registerer), configs: newConfigs(), trust: newTrustState(),
+		unsave: make(chan struct{}, 1), unsaveConfig: make(chan struct{}, 1)}
 	l.reports = newReports(l.metrics)
 	l.view.Store(&View{TrustDomain: p.TrustDomain.Name(), Since: p.Clock.Now()})
 	return l
@@ -121,9 +124,11 @@ func (l *Link) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.save(ctx) })
+	g.Go(func() error { return l.serveOffline(ctx) })
 	g.Go(func() error { return l.connectLoop(ctx) })
 	err := g.Wait()
 	l.sessions.Wait()
+	l.flush()
 	return err
 }
 
@@ -142,7 +147,7 @@ func (l *Link) prepare() error {
 		}
 	}
 	l.loadIdentity()
-	l.loadView()
+	l.load()
 	if id := l.identity.Get(); id == nil && l.p.Prover == nil {
 		return fault.New(fault.Invalid, "this node has no identity and nothing to attest with; make a join token: legation token create --node NAME")
 	}

@@ -52,10 +52,7 @@ func (l *Link) publish(b *batch) {
 		return
 	}
 	l.view.Store(&b.view)
-	select {
-	case l.unsave <- struct{}{}:
-	default:
-	}
+	raise(l.unsave)
 }
 
 func writable[V any](b *batch, typ string, m *map[string]V) map[string]V {
