@@ -62,6 +62,7 @@ type Authority struct {
 	root       *x509.Certificate
 	issuing    *x509.Certificate
 	issuingKey crypto.Signer
+	form       *form // of the issuing CA
 	jwtKey     crypto.Signer
 	ownKeys    map[[32]byte]bool // SPKI hashes that no leaf may carry
 	linted     [len(profiles)]lintOnce
@@ -158,6 +159,9 @@ func (a *Authority) load(ctx context.Context, value []byte, keys custody.Provide
 		return fmt.Errorf("stored issuing certificate: %w", err)
 	}
 	if a.issuingKey, err = openKey(ctx, keys, a.object.IssuingKey, a.issuing.PublicKey); err != nil {
+		return err
+	}
+	if a.form, err = newForm(a.issuing, a.issuingKey); err != nil {
 		return err
 	}
 	public, err := x509.ParsePKIXPublicKey(a.object.JWTPublic)

@@ -26,7 +26,7 @@ var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 type request struct {
 	public any
 	ski    []byte
-	spki   [32]byte
+	spki   []byte // encoded anew: the certificate carries this form, whatever the request's was
 }
 
 // parseCSR checks size, form, key, proof of possession and the URI name.
@@ -51,14 +51,11 @@ func parseCSR(der []byte, id spiffeid.ID) (request, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return r, fault.New(fault.Invalid, "the certificate request does not prove possession of its key: %w", err)
 	}
-	// Encoded anew: the certificate carries this form, whatever the request's was.
-	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
-	if err != nil {
+	if r.spki, err = x509.MarshalPKIXPublicKey(csr.PublicKey); err != nil {
 		return r, fault.New(fault.Invalid, "the request's key: %w", err)
 	}
 	r.public = csr.PublicKey
-	r.spki = spkiHash(spki)
-	r.ski, err = keyID(spki)
+	r.ski, err = keyID(r.spki)
 	return r, err
 }
 

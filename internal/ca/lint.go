@@ -70,9 +70,16 @@ func (a *Authority) lintProfile(profile Profile, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	t := a.template(profile, id.URL(), []string{"lint.example"}, []netip.Addr{netip.MustParseAddr("192.0.2.1")}, ski,
-		now.Add(-minBackdate).Truncate(time.Second), now.Add(time.Minute).Truncate(time.Second))
-	der, err := x509.CreateCertificate(rand.Reader, t, throwAway, leafKey.Public(), caKey)
+	throwAwayForm, err := newForm(throwAway, caKey)
+	if err != nil {
+		return err
+	}
+	l := leaf{
+		profile: profile, serial: newSerial(), uri: id.String(), ski: ski, spki: spki,
+		notBefore: now.Add(-minBackdate).Truncate(time.Second), notAfter: now.Add(time.Minute).Truncate(time.Second),
+		dns: []string{"lint.example"}, ips: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+	}
+	der, err := throwAwayForm.sign(&l)
 	if err != nil {
 		return err
 	}
@@ -81,6 +88,9 @@ func (a *Authority) lintProfile(profile Profile, now time.Time) error {
 		return err
 	}
 	if err := cert.CheckSignatureFrom(throwAway); err != nil {
+		return err
+	}
+	if err := checkSigned(cert, &l, leafKey.Public()); err != nil {
 		return err
 	}
 	return lint(cert, throwAway, id)
@@ -151,22 +161,22 @@ func lint(c, issuer *x509.Certificate, id spiffeid.ID) error {
 
 // checkSigned compares what was signed with what was asked, after reading it
 // back: the signature itself was verified when it was made.
-func checkSigned(c, t *x509.Certificate, req *X509Request, csr request) error {
-	key, ok := csr.public.(interface{ Equal(x crypto.PublicKey) bool })
+func checkSigned(c *x509.Certificate, l *leaf, public any) error {
+	key, ok := public.(interface{ Equal(x crypto.PublicKey) bool })
 	switch {
-	case c.SerialNumber.Cmp(t.SerialNumber) != 0:
+	case c.SerialNumber.Cmp(l.serial) != 0:
 		return errors.New("the signed certificate has another serial")
-	case len(c.URIs) != 1 || c.URIs[0].String() != req.ID.String():
+	case len(c.URIs) != 1 || c.URIs[0].String() != l.uri:
 		return errors.New("the signed certificate names another identity")
-	case !slices.Equal(c.DNSNames, t.DNSNames):
+	case !slices.Equal(c.DNSNames, l.dns):
 		return errors.New("the signed certificate has other DNS names")
-	case !slices.EqualFunc(c.IPAddresses, t.IPAddresses, func(a, b net.IP) bool { return a.Equal(b) }):
+	case !slices.EqualFunc(c.IPAddresses, l.ips, func(a net.IP, b netip.Addr) bool { return bytes.Equal(a, b.AsSlice()) }):
 		return errors.New("the signed certificate has other addresses")
-	case !c.NotBefore.Equal(t.NotBefore) || !c.NotAfter.Equal(t.NotAfter):
+	case !c.NotBefore.Equal(l.notBefore) || !c.NotAfter.Equal(l.notAfter):
 		return errors.New("the signed certificate has another validity")
-	case !ok || !key.Equal(c.PublicKey) || spkiHash(c.RawSubjectPublicKeyInfo) != csr.spki:
+	case !ok || !key.Equal(c.PublicKey) || !bytes.Equal(c.RawSubjectPublicKeyInfo, l.spki):
 		return errors.New("the signed certificate has another key")
-	case c.IsCA || c.KeyUsage != t.KeyUsage || !slices.Equal(c.ExtKeyUsage, t.ExtKeyUsage):
+	case c.IsCA || c.KeyUsage != leafKeyUsage || !slices.Equal(c.ExtKeyUsage, extKeyUsage[l.profile]):
 		return errors.New("the signed certificate may be used for something else")
 	}
 	return nil

@@ -94,7 +94,7 @@ type crlObject struct {
 
 // crlEntry is one revoked certificate of the issuing CA.
 type crlEntry struct {
-	Serial    string // lower-case hex
+	Serial    string    // lower-case hex
 	RevokedAt time.Time // the list says five minutes earlier
 	Reason    int       // RFC 5280 5.3.1
 	NotAfter  time.Time

@@ -160,6 +160,20 @@ func crlSerials(t testing.TB, a *Authority) map[string]bool {
 	return serials
 }
 
+// failCommits makes the store refuse every commit.
+func (w *world) failCommits(err error) {
+	w.t.Helper()
+	m, ok := w.store.(*memory.Store)
+	if !ok {
+		w.t.Fatalf("a %T cannot be made to fail", w.store)
+	}
+	if err == nil {
+		m.FailCommits(nil)
+		return
+	}
+	m.FailCommits(func(store.Txn) error { return err })
+}
+
 // eventually polls a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()

@@ -2,14 +2,10 @@ package ca
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
-	"net"
 	"net/netip"
-	"net/url"
 	"runtime"
 	"slices"
 	"sync"
@@ -143,8 +139,8 @@ func (a *Authority) signOne(item *signed, state *State, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	item.key = csr.spki
-	if err := a.checkKnownKey(state, csr.spki); err != nil {
+	item.key = spkiHash(csr.spki)
+	if err := a.checkKnownKey(state, item.key); err != nil {
 		return err
 	}
 	notBefore, notAfter, reason, err := a.x509Validity(now, req.TTL)
@@ -154,9 +150,11 @@ func (a *Authority) signOne(item *signed, state *State, now time.Time) error {
 	if err := a.lintOnce(req.Profile, now); err != nil {
 		return err
 	}
-	t := a.template(req.Profile, req.ID.URL(), dns, ips, csr.ski, notBefore, notAfter)
-	// CreateCertificate verifies the signature that it made.
-	der, err := x509.CreateCertificate(rand.Reader, t, a.issuing, csr.public, a.issuingKey)
+	l := leaf{
+		profile: req.Profile, serial: newSerial(), notBefore: notBefore, notAfter: notAfter,
+		uri: req.ID.String(), dns: dns, ips: ips, ski: csr.ski, spki: csr.spki,
+	}
+	der, err := a.form.sign(&l)
 	if err != nil {
 		return fmt.Errorf("sign %s with issuer %s: %w", req.ID, a.issuing.Subject.CommonName, err)
 	}
@@ -164,7 +162,7 @@ func (a *Authority) signOne(item *signed, state *State, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("sign %s: what was signed cannot be read: %w", req.ID, err)
 	}
-	if err := checkSigned(cert, t, req, csr); err != nil {
+	if err := checkSigned(cert, &l, csr.public); err != nil {
 		return fmt.Errorf("sign %s: %w", req.ID, err)
 	}
 	item.cert, item.reason = cert, reason
@@ -183,37 +181,7 @@ func (a *Authority) checkKnownKey(state *State, key [32]byte) error {
 	return nil
 }
 
-// template is the profile of SPIFFE X509-SVID: one URI SAN, no CA, critical
-// key usage digitalSignature. The subject means nothing.
-func (a *Authority) template(profile Profile, id *url.URL, dns []string, ips []netip.Addr, ski []byte, notBefore, notAfter time.Time) *x509.Certificate {
-	t := &x509.Certificate{
-		SerialNumber:          newSerial(),
-		Subject:               leafSubject,
-		NotBefore:             notBefore,
-		NotAfter:              notAfter,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           extKeyUsage[profile],
-		BasicConstraintsValid: true,
-		SubjectKeyId:          ski,
-		URIs:                  []*url.URL{id},
-		DNSNames:              dns,
-	}
-	for _, ip := range ips {
-		t.IPAddresses = append(t.IPAddresses, net.IP(ip.AsSlice()))
-	}
-	return t
-}
-
-var leafSubject = pkix.Name{Organization: []string{"Legation"}}
-
 var profiles = [...]Profile{ProfileWorkload, ProfileAgent, ProfileServer, ProfileOperator}
-
-var extKeyUsage = map[Profile][]x509.ExtKeyUsage{
-	ProfileWorkload: {x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	ProfileAgent:    {x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	ProfileServer:   {x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	ProfileOperator: {x509.ExtKeyUsageClientAuth},
-}
 
 // record puts the batch into the journal. A CRL that was published since
 // state makes it look again at who is blocked.

@@ -157,3 +157,13 @@ func (f *Provider) unseal(name string, value []byte) (crypto.Signer, error) {
 	}
 	return signer, nil
 }
+
+// Sealed reports whether the store holds sealed keys, so that a lost
+// key-encryption key is asked for and not made anew.
+func Sealed(ctx context.Context, s store.Store, trustDomain string) (bool, error) {
+	kvs, _, err := s.List(ctx, store.Prefix+trustDomain+"/"+store.System+"/"+kind+"/")
+	if err != nil {
+		return false, fmt.Errorf("look for sealed keys: %w", err)
+	}
+	return len(kvs) > 0, nil
+}

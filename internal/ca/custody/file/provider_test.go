@@ -114,6 +114,19 @@ func TestAnotherKeyEncryptionKeyIsRefusedAndBothAreNamed(t *testing.T) {
 	}
 }
 
+func TestAStoreTellsWhetherItHoldsSealedKeys(t *testing.T) {
+	ctx, s := context.Background(), memory.New()
+	if sealed, err := file.Sealed(ctx, s, "example.org"); err != nil || sealed {
+		t.Errorf("an empty store: %v, %v", sealed, err)
+	}
+	if _, err := newProvider(t, s, newKEK(t)).Create(ctx, "default/root", custody.ECDSAP256); err != nil {
+		t.Fatal(err)
+	}
+	if sealed, err := file.Sealed(ctx, s, "example.org"); err != nil || !sealed {
+		t.Errorf("a store with a key: %v, %v", sealed, err)
+	}
+}
+
 func TestASealedKeyIsBoundToItsNameAndItsBits(t *testing.T) {
 	ctx, s, kek := context.Background(), memory.New(), newKEK(t)
 	p := newProvider(t, s, kek)
