@@ -28,7 +28,8 @@ type Identity struct {
 	Chain  []*x509.Certificate
 	Key    crypto.Signer
 	Serial string // lower-case hex
-	// RenewAt is half of the lifetime, give or take a tenth.
+	// RenewAt is half of what was left when it was issued (certificates are
+	// back-dated), give or take a tenth.
 	RenewAt time.Time
 }
 
@@ -81,10 +82,11 @@ func (l *Link) newIdentity(key crypto.Signer, chain [][]byte, roots []*x509.Cert
 	if !ok || !public.Equal(certs[0].PublicKey) {
 		return nil, fault.New(fault.Invalid, "the node's certificate is for another key than the one it was asked for")
 	}
-	lifetime := certs[0].NotAfter.Sub(certs[0].NotBefore)
-	jitter := time.Duration((mathrand.Float64() - 0.5) * 0.2 * float64(lifetime))
+	now := l.p.Clock.Now()
+	left := certs[0].NotAfter.Sub(now)
+	jitter := time.Duration((mathrand.Float64() - 0.5) * 0.2 * float64(left))
 	return &Identity{ID: id, Node: name, Chain: certs, Key: key, Serial: certs[0].SerialNumber.Text(16),
-		RenewAt: certs[0].NotBefore.Add(lifetime/2 + jitter)}, nil
+		RenewAt: now.Add(max(left/2+jitter, 100*time.Millisecond))}, nil
 }
 
 const identityName = "identity"
@@ -95,6 +97,7 @@ type storedIdentity struct {
 	Key     []byte // PKCS #8
 	Chain   [][]byte
 	Roots   [][]byte // it was issued under
+	RenewAt int64    // Unix seconds
 }
 
 // keepIdentity makes the identity survive a restart, then uses it.
@@ -106,7 +109,7 @@ func (l *Link) keepIdentity(id *Identity, roots []*x509.Certificate) {
 	key, err := x509.MarshalPKCS8PrivateKey(id.Key)
 	if err == nil {
 		defer clear(key)
-		stored := storedIdentity{Version: 1, Key: key}
+		stored := storedIdentity{Version: 1, Key: key, RenewAt: id.RenewAt.Unix()}
 		for _, c := range id.Chain {
 			stored.Chain = append(stored.Chain, c.Raw)
 		}
@@ -166,6 +169,9 @@ func (l *Link) parseIdentity(raw []byte) (*Identity, error) {
 	id, err := l.newIdentity(signer, stored.Chain, roots)
 	if err != nil {
 		return nil, err
+	}
+	if at := time.Unix(stored.RenewAt, 0); at.Before(id.RenewAt) {
+		id.RenewAt = at
 	}
 	l.pinned.learn(roots)
 	return id, nil

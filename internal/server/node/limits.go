@@ -60,6 +60,7 @@ const HandshakeTimeout = 10 * time.Second
 func (s *Server) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ConnectionTimeout(HandshakeTimeout),
+		grpc.WaitForHandlers(true), // Stop returns when they have; then Wait is sound
 		grpc.MaxRecvMsgSize(s.p.Limits.MessageBytes),
 		grpc.MaxConcurrentStreams(128),
 		grpc.MaxHeaderListSize(16 << 10),

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"math/big"
 	"net"
 	"slices"
 	"sync"
@@ -46,6 +47,8 @@ type Plane struct {
 	t    testing.TB
 	grpc *grpc.Server
 	done chan struct{}
+	cert *tls.Certificate // the next Start shows it; nil makes a new one
+	last *tls.Certificate // what is shown now
 
 	mu       sync.Mutex
 	compile  func(node string, s *nodev1.Subject) ([]*distribute.Resource, error)
@@ -132,16 +135,36 @@ func (p *Plane) Stop() {
 	p.grpc.Stop()
 	<-p.done
 	p.Server.Wait()
-	p.grpc = nil
+	p.grpc, p.cert = nil, nil
+}
+
+// StopKeepingCertificate is Stop, and the next Start shows the same
+// certificate.
+func (p *Plane) StopKeepingCertificate() {
+	last := p.last
+	p.Stop()
+	p.cert = last
+}
+
+// ServerSerial is of the certificate that is shown now.
+func (p *Plane) ServerSerial() *big.Int {
+	leaf, err := x509.ParseCertificate(p.last.Certificate[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return leaf.SerialNumber
 }
 
 func (p *Plane) tls() *tls.Config {
-	k := key(p.t)
-	leaf := p.Authority.Issue(attestnode.ServerID(p.TrustDomain), k.Public(), time.Hour, x509.ExtKeyUsageServerAuth)
+	if p.last = p.cert; p.last == nil {
+		k := key(p.t)
+		leaf := p.Authority.Issue(attestnode.ServerID(p.TrustDomain), k.Public(), 24*time.Hour, x509.ExtKeyUsageServerAuth)
+		// The root is shown too, for agents that pinned its hash.
+		p.last = &tls.Certificate{Certificate: [][]byte{leaf.Raw, p.Authority.Issuing.Raw, p.Authority.Root.Raw}, PrivateKey: k}
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, ClientAuth: tls.RequestClientCert,
-		// The root is shown too, for agents that pinned its hash.
-		Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.Raw, p.Authority.Issuing.Raw, p.Authority.Root.Raw}, PrivateKey: k}},
+		Certificates: []tls.Certificate{*p.last},
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if len(s.PeerCertificates) == 0 {
 				return nil
