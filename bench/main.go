@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"syscall"
 	"time"
 )
@@ -34,6 +35,8 @@ var measurements = []measurement{
 	{"issuance", issuance},
 	{"store", storeCommit},
 	{"engine", engine},
+	{"door", issuanceDoor},
+	{"push", push},
 }
 
 // run is what measurements share.
@@ -60,12 +63,26 @@ func main() {
 	out := flag.String("out", "", "write the rows to this file, JSON")
 	only := flag.String("only", "", "take only measurements whose name matches this regular expression")
 	quick := flag.Bool("quick", false, "take fewer samples")
+	profile := flag.String("cpuprofile", "", "write a CPU profile of this process to a file")
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench: -cpuprofile:", err)
+			os.Exit(1)
+		}
+		defer f.Close()
+		defer pprof.StopCPUProfile()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := bench(ctx, *out, *only, *quick)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
+		pprof.StopCPUProfile()
 		os.Exit(1)
 	}
 }
@@ -99,7 +116,6 @@ func bench(ctx context.Context, out, only string, quick bool) error {
 		cancel()
 		if err != nil {
 			err = fmt.Errorf("%s could not be measured: %w", m.name, err)
-			fmt.Fprintln(os.Stderr, " ", err)
 			failed = errors.Join(failed, err)
 		}
 		rows = append(rows, taken...)
