@@ -2,8 +2,10 @@ package compile
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -12,17 +14,45 @@ import (
 
 	"github.com/legation-io/legation/internal/accesslog"
 	"github.com/legation-io/legation/internal/catalog"
+	"github.com/legation-io/legation/internal/distribute"
 )
 
 func (p *proxy) capture(b *resources) {
-	p.capturedInbound(b)
+	own := p.identity.Memo().Do(inboundKey{fmt.Sprint(p.inbound), p.options.TrustDomain, p.options.NoIPv6}, func() any {
+		r := new(resources)
+		p.capturedInbound(r)
+		slices.SortFunc(r.all, compare)
+		return r
+	}).(*resources)
 	shared := p.snapshot.ServicesMemo().Do(outboundKey{p.namespace, p.options.TrustDomain, p.options.NoIPv6}, func() any {
 		r := new(resources)
 		p.capturedOutbound(r)
+		slices.SortFunc(r.all, compare)
 		return r
 	}).(*resources)
-	b.all = append(b.all, shared.all...)
-	b.err = cmp.Or(b.err, shared.err)
+	b.all = merge(own.all, shared.all)
+	b.err = cmp.Or(own.err, shared.err)
+}
+
+// merge joins two sorted lists: most of a captured proxy's resources are
+// shared, and sorting them again for each would cost more than the rest.
+func merge(a, b []*distribute.Resource) []*distribute.Resource {
+	out := make([]*distribute.Resource, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if compare(a[0], b[0]) < 0 {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
+}
+
+// inboundKey is all that the inbound side depends on besides the identity.
+type inboundKey struct {
+	ports       string
+	trustDomain spiffeid.TrustDomain
+	noIPv6      bool
 }
 
 // outboundKey is all that the outbound side depends on besides the services.
@@ -34,64 +64,96 @@ type outboundKey struct {
 
 type serviceKey struct{ trustDomain spiffeid.TrustDomain }
 
-// route leads connections to one address and port to a cluster.
-type route struct {
-	at      netip.AddrPort
-	cluster string
+// compiledService is what every captured proxy has of a service: compiled
+// once, shared by all.
+type compiledService struct {
+	resources
+	virtual, direct []way
 }
 
-// capturedOutbound is one listener with a chain for every address that a
-// declared service has. Anything else finds no chain, is closed, and counted.
+// way leads connections to addresses to a cluster.
+type way struct {
+	cluster string
+	at      []netip.AddrPort
+	filters []*listenerv3.Filter
+}
+
+// compileService makes the clusters, endpoints and ways of a service.
+func compileService(s *catalog.Service, td spiffeid.TrustDomain) *compiledService {
+	c := new(compiledService)
+	for _, port := range s.Ports {
+		d := newDestination(td, s, port, true)
+		c.add(TypeCluster, d.cluster(), d.balanced())
+		c.add(TypeEndpoint, d.cluster(), assignment(d.cluster(), d.endpoints))
+		virtual := make([]netip.AddrPort, len(s.Addresses))
+		for n, a := range s.Addresses {
+			virtual[n] = netip.AddrPortFrom(a, port.Port)
+		}
+		c.virtual = append(c.virtual, newWay(d.cluster(), virtual))
+		if len(d.endpoints) > 0 {
+			c.add(TypeCluster, d.directCluster(), d.direct())
+			c.direct = append(c.direct, newWay(d.directCluster(), d.endpoints))
+		}
+	}
+	return c
+}
+
+func newWay(cluster string, at []netip.AddrPort) way {
+	return way{cluster, at, tcpProxy(cluster, cluster, accesslog.Outbound, false)}
+}
+
+// capturedOutbound is one listener with a chain for all addresses that lead
+// to one cluster by one port. Anything else finds no chain, is closed, and
+// counted.
 func (p *proxy) capturedOutbound(b *resources) {
-	var routes []route
-	taken := map[netip.AddrPort]bool{}
-	take := func(at netip.AddrPort, cluster string) {
-		if !taken[at] {
+	var compiled []*compiledService
+	for _, s := range p.byPrecedence() {
+		c := s.Memo().Do(serviceKey{p.options.TrustDomain}, func() any { return compileService(s, p.options.TrustDomain) }).(*compiledService)
+		b.all = append(b.all, c.all...)
+		b.err = cmp.Or(b.err, c.err)
+		compiled = append(compiled, c)
+	}
+	var chains []*listenerv3.FilterChain
+	taken := map[netip.AddrPort]bool{} // Envoy wants each address once; the first has it
+	take := func(w way) {
+		byPort := map[uint16]*listenerv3.FilterChain{}
+		for _, at := range w.at {
+			if taken[at] {
+				continue
+			}
 			taken[at] = true
-			routes = append(routes, route{at, cluster})
-		}
-	}
-	services := p.byPrecedence()
-	for _, s := range services {
-		compiled := s.Memo().Do(serviceKey{p.options.TrustDomain}, func() any {
-			r := new(resources)
-			compileService(r, s, p.options.TrustDomain)
-			return r
-		}).(*resources)
-		b.all = append(b.all, compiled.all...)
-		b.err = cmp.Or(b.err, compiled.err)
-		for _, port := range s.Ports {
-			for _, a := range s.Addresses {
-				take(netip.AddrPortFrom(a, port.Port), newDestination(p.options.TrustDomain, s, port, true).cluster())
+			chain := byPort[at.Port()]
+			if chain == nil {
+				chain = &listenerv3.FilterChain{
+					Name:             fmt.Sprintf("%s|%d", w.cluster, at.Port()),
+					FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(at.Port()))},
+					Filters:          w.filters,
+				}
+				byPort[at.Port()] = chain
+				chains = append(chains, chain)
 			}
+			chain.FilterChainMatch.PrefixRanges = append(chain.FilterChainMatch.PrefixRanges,
+				&corev3.CidrRange{AddressPrefix: at.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(at.Addr().BitLen()))})
 		}
 	}
-	// A virtual address of anyone comes before an endpoint's own.
-	for _, s := range services {
-		for _, port := range s.Ports {
-			d := newDestination(p.options.TrustDomain, s, port, true)
-			for _, e := range d.endpoints {
-				take(e, d.directCluster())
-			}
+	for _, c := range compiled {
+		for _, w := range c.virtual {
+			take(w)
 		}
 	}
-	slices.SortFunc(routes, func(x, y route) int { return x.at.Compare(y.at) })
+	for _, c := range compiled { // an endpoint's own address comes after anyone's virtual one
+		for _, w := range c.direct {
+			take(w)
+		}
+	}
+	slices.SortFunc(chains, func(x, y *listenerv3.FilterChain) int { return strings.Compare(x.Name, y.Name) })
 	// On loopback: only what this machine redirects arrives here.
 	l := listener("outbound", corev3.TrafficDirection_OUTBOUND, accesslog.StatOutbound,
 		p.both(netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), OutboundPort)...)
 	l.ListenerFilters = originalDst()
 	l.AccessLog = append(l.AccessLog, unmatched(accesslog.OutboundListener))
-	for _, r := range routes {
-		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{
-			Name: r.at.String(),
-			FilterChainMatch: &listenerv3.FilterChainMatch{
-				DestinationPort: wrapperspb.UInt32(uint32(r.at.Port())),
-				PrefixRanges:    []*corev3.CidrRange{{AddressPrefix: r.at.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(r.at.Addr().BitLen()))}},
-			},
-			Filters: tcpProxy(r.cluster, r.cluster, accesslog.Outbound, false),
-		})
-	}
-	if len(routes) == 0 {
+	l.FilterChains = chains
+	if len(chains) == 0 {
 		l.FilterChains = nothing()
 	}
 	b.add(TypeListener, l.Name, l)
@@ -123,17 +185,4 @@ func (p *proxy) byPrecedence() []*catalog.Service {
 		return cmp.Or(cmp.Compare(foreign(a), foreign(b)), cmp.Compare(a.CreateRevision, b.CreateRevision))
 	})
 	return services
-}
-
-// compileService makes the clusters and endpoints of a service, which are the
-// same for every captured proxy.
-func compileService(b *resources, s *catalog.Service, td spiffeid.TrustDomain) {
-	for _, port := range s.Ports {
-		d := newDestination(td, s, port, true)
-		b.add(TypeCluster, d.cluster(), d.balanced())
-		b.add(TypeEndpoint, d.cluster(), assignment(d.cluster(), d.endpoints))
-		if len(d.endpoints) > 0 {
-			b.add(TypeCluster, d.directCluster(), d.direct())
-		}
-	}
 }

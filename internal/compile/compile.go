@@ -61,13 +61,13 @@ func Proxy(s *catalog.Snapshot, subject *nodev1.Subject, o Options) ([]*distribu
 	switch subject.Mode {
 	case nodev1.Mode_MODE_EXPLICIT:
 		p.explicit(&b)
+		slices.SortFunc(b.all, compare)
 	case nodev1.Mode_MODE_CAPTURE:
 		p.capture(&b)
 	}
 	if b.err != nil {
 		return nil, b.err
 	}
-	slices.SortFunc(b.all, compare)
 	return b.all, nil
 }
 
@@ -78,6 +78,7 @@ func compare(a, b *distribute.Resource) int {
 // proxy is a subject that was judged: the addresses are parsed once.
 type proxy struct {
 	snapshot  *catalog.Snapshot
+	identity  *catalog.Identity
 	namespace string
 	inbound   []inbound
 	outbound  []outbound
@@ -95,7 +96,8 @@ func newProxy(s *catalog.Snapshot, subject *nodev1.Subject, o Options) (*proxy, 
 	if subject.SpiffeId != "" && subject.SpiffeId != entry.SpiffeId {
 		return nil, fault.New(fault.Denied, "entry %s is %s on node %s, not %s", entry.Name, entry.SpiffeId, o.Node, subject.SpiffeId)
 	}
-	p := &proxy{snapshot: s, namespace: entry.Namespace, options: o}
+	identity, _ := s.Identity(entry.Name)
+	p := &proxy{snapshot: s, identity: identity, namespace: entry.Namespace, options: o}
 	capture := subject.Mode == nodev1.Mode_MODE_CAPTURE
 	if !capture && subject.Mode != nodev1.Mode_MODE_EXPLICIT {
 		return nil, fault.New(fault.Invalid, "subject %s says no mode: capture or explicit", subject.Id)
