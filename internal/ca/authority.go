@@ -73,6 +73,9 @@ type Authority struct {
 	// met by compare-and-set.
 	revoking chan struct{}
 
+	// reading is held by whoever reads the store because a CRL was missed.
+	reading chan struct{}
+
 	mu    sync.Mutex // guards known and beat; never held across I/O
 	known known
 
@@ -110,7 +113,7 @@ func open(ctx context.Context, p Params, failpoint func(string)) (*Authority, er
 	a := &Authority{
 		store: p.Store, journal: p.Journal, guard: p.Journal.Guard(), clock: p.Clock, td: p.TrustDomain, life: life,
 		beatEvery: p.HeartbeatEvery, log: p.Log, metric: newMetrics(p.Registerer),
-		revoking: make(chan struct{}, 1), failpoint: failpoint,
+		revoking: make(chan struct{}, 1), reading: make(chan struct{}, 1), failpoint: failpoint,
 	}
 	a.known.revocations = make(map[string]knownRevocation)
 

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -87,4 +88,27 @@ func rawLimit(b *testing.B) time.Duration {
 		}
 	}
 	return (cpuTime(b) - before) / n
+}
+
+// BenchmarkRevoke is an identity's revocation on the store on disk: what an
+// operator waits for before anything is pushed.
+func BenchmarkRevoke(b *testing.B) {
+	w, closeStore := onDisk(b, b.TempDir())
+	defer closeStore()
+	a := w.replica()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = a.Run(ctx) })
+	wg.Go(func() { _ = a.journal.Run(ctx) })
+	for i := range b.N {
+		b.StopTimer()
+		id := idOf(fmt.Sprintf("/w%d", i))
+		sign(b, a, requestFor(b, id))
+		b.StartTimer()
+		if _, err := a.Revoke(ctx, RevokeRequest{ID: id}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

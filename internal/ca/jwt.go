@@ -88,7 +88,7 @@ func (a *Authority) signJWT(ctx context.Context, req JWTRequest) (JWTResult, err
 		if !lostRace(err) {
 			break
 		}
-		if err := a.reload(ctx); err != nil {
+		if _, err := a.newerThan(ctx, state); err != nil {
 			return JWTResult{}, err
 		}
 	}

@@ -71,6 +71,22 @@ type knownRevocation struct {
 // replaced.
 func (a *Authority) State() (*State, <-chan struct{}) { return a.state.Load() }
 
+// newerThan returns a State with a later CRL than old's. Of many that ask at
+// once one reads the store.
+func (a *Authority) newerThan(ctx context.Context, old *State) (*State, error) {
+	select {
+	case a.reading <- struct{}{}:
+		defer func() { <-a.reading }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if s := a.state.Get(); s.crlRevision > old.crlRevision {
+		return s, nil
+	}
+	err := a.reload(ctx)
+	return a.state.Get(), err
+}
+
 // reload reads CRL and revocations from the store, as of one revision.
 func (a *Authority) reload(ctx context.Context) error {
 	kvs, revision, err := a.store.List(ctx, a.objectKey()+"/")

@@ -204,10 +204,9 @@ func (a *Authority) record(ctx context.Context, items []signed, state *State, no
 		if !lostRace(err) {
 			return err
 		}
-		if err := a.reload(ctx); err != nil {
+		if state, err = a.newerThan(ctx, state); err != nil {
 			return err
 		}
-		state = a.state.Get()
 		for i := range items {
 			if it := &items[i]; it.err == nil {
 				if it.err = state.blocks(it.req.ID.String(), it.req.Node); it.err == nil {

@@ -111,3 +111,18 @@ func TestReplicasClocksMayDiffer(t *testing.T) {
 	c.Jump(-20 * time.Second)
 	wantIssuing(t, openJournal(t, s, c).Guard(), "20 s behind another replica")
 }
+
+func TestAnOperatorMaySayThatTheClockIsRight(t *testing.T) {
+	s := memory.New()
+	future := &clock.Skewed{}
+	future.Jump(1000 * time.Hour)
+	r := newRecord("spiffe://example.org/w", time.Hour)
+	r.IssuedAt = future.Now()
+	record(t, openJournal(t, s, future), r)
+	wantRefusal(t, openJournal(t, s, clock.System).Guard(), "after a record from the future", "before the newest record")
+	j, err := Open(t.Context(), Params{Store: s, TrustDomain: td, AcceptClock: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantIssuing(t, j.Guard(), "with AcceptClock")
+}
