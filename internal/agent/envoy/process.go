@@ -157,8 +157,8 @@ func enter(path string) error {
 }
 
 var (
-	errStart   = errors.New("Envoy cannot be started")
-	errRefused = errors.New("Envoy refuses its configuration")
+	errStart   = errors.New("cannot start Envoy")
+	errRefused = errors.New("configuration refused by Envoy")
 )
 
 // once runs one Envoy to its end.
@@ -201,7 +201,7 @@ func (p *Process) once(ctx context.Context) error {
 		if cmd.ProcessState.ExitCode() == 1 && time.Since(started) < refusal {
 			return fmt.Errorf("%w: %w", errRefused, err)
 		}
-		return fmt.Errorf("Envoy (pid %d) ended: %w", pid, err)
+		return fmt.Errorf("process %d of Envoy ended: %w", pid, err)
 	case <-ctx.Done():
 	}
 	// Errors of Signal mean that it is gone already; Wait then returns.
