@@ -51,14 +51,17 @@ func helper(mode, socket string) error {
 	in.ReadString('\n')
 	switch mode {
 	case "wait", "tcp-wait":
-	case "pass-and-die", "tcp-pass": // a child goes on with the socket
+	case "pass-and-die", "tcp-pass", "tcp-hand": // a child goes on with the socket
 		child := exec.Command("sleep", "60")
 		child.ExtraFiles = []*os.File{file}
 		if err := child.Start(); err != nil {
 			return err
 		}
+		if mode == "tcp-hand" {
+			file.Close()
+		}
 		fmt.Println(child.Process.Pid)
-		if mode == "tcp-pass" {
+		if mode != "pass-and-die" {
 			in.ReadString('\n')
 		}
 		return nil

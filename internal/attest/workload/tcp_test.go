@@ -54,6 +54,22 @@ func TestATCPCallerIsServedOnlyIfOneProcessHoldsTheSocket(t *testing.T) {
 			t.Errorf("attested anew: %v", err)
 		}
 	})
+	t.Run("another one is the only holder after attestation", func(t *testing.T) {
+		p := start(t, "tcp-hand")
+		c := p.mustCaller(a)
+		if _, err := c.Selectors(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(p.in, "\n")
+		child, _ := strconv.Atoi(p.line(""))
+		defer syscall.Kill(child, syscall.SIGKILL)
+		if err := c.Recheck(); !fault.Is(err, fault.Denied) {
+			t.Errorf("Recheck: %v", err)
+		}
+		if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+			t.Errorf("Selectors: %v", err)
+		}
+	})
 	t.Run("over IPv6", func(t *testing.T) {
 		l, err := net.Listen("tcp", "[::1]:0")
 		if err != nil {
