@@ -36,7 +36,7 @@ type Params struct {
 	Store       store.Store
 	Custody     custody.Provider
 	Journal     *ledger.Journal
-	Clock       clock.Clock // nil: the machine's
+	Clock       clock.Clock // nil, or the Journal's
 	TrustDomain spiffeid.TrustDomain
 	Lifetimes   Lifetimes
 	// HeartbeatEvery is how often Run signs that the CRL is current; 0 is 10 s.
@@ -51,7 +51,6 @@ type Authority struct {
 	store     store.Store
 	journal   *ledger.Journal
 	guard     *ledger.Guard
-	clock     clock.Clock
 	td        spiffeid.TrustDomain
 	life      Lifetimes
 	beatEvery time.Duration
@@ -101,8 +100,8 @@ func open(ctx context.Context, p Params, failpoint func(string)) (*Authority, er
 	if err != nil {
 		return nil, err
 	}
-	if p.Clock == nil {
-		p.Clock = clock.System
+	if p.Clock != nil && p.Clock != p.Journal.Guard().Clock() {
+		return nil, errors.New("open authority: the clock is not the journal's, whose guard judges it")
 	}
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
@@ -111,7 +110,7 @@ func open(ctx context.Context, p Params, failpoint func(string)) (*Authority, er
 		p.HeartbeatEvery = 10 * time.Second
 	}
 	a := &Authority{
-		store: p.Store, journal: p.Journal, guard: p.Journal.Guard(), clock: p.Clock, td: p.TrustDomain, life: life,
+		store: p.Store, journal: p.Journal, guard: p.Journal.Guard(), td: p.TrustDomain, life: life,
 		beatEvery: p.HeartbeatEvery, log: p.Log, metric: newMetrics(p.Registerer),
 		revoking: make(chan struct{}, 1), reading: make(chan struct{}, 1), failpoint: failpoint,
 	}

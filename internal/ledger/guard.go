@@ -47,6 +47,9 @@ func NewGuard(c clock.Clock) *Guard {
 	return &Guard{clock: c, wall: c.Now(), at: time.Now()}
 }
 
+// Clock is the one that is judged.
+func (g *Guard) Clock() clock.Clock { return g.clock }
+
 // saw notes a record's time.
 func (g *Guard) saw(issued time.Time) {
 	g.mu.Lock()
