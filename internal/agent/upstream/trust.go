@@ -103,6 +103,9 @@ func (b *batch) apply(r *nodev1.TrustResource) error {
 		set = func() { writable(b, typeHeartbeat, &b.view.Heartbeats)[r.GetName()] = m }
 		remove = func() { delete(writable(b, typeHeartbeat, &b.view.Heartbeats), r.GetName()) }
 		err = l.decode(r, m, func() error { return l.checkHeartbeat(r.GetName(), m, &b.view) })
+		if held := b.view.Heartbeats[r.GetName()]; err == nil && !r.GetRemoved() && m.GetUnixSeconds() < held.GetUnixSeconds() {
+			return nil // of a replica whose clock is behind the last one's: the later word stays
+		}
 	default:
 		return nil // of a newer control plane: nothing we could do with it
 	}

@@ -126,12 +126,18 @@ func TestHeartbeatsAreVerified(t *testing.T) {
 	forged = b.authority.Heartbeat(t, 4)
 	forged.Authority = "other"
 	b.refuses("for another authority than was signed", "heartbeat", "other", forged, "signature")
-	b.refuses("with a lower number", "heartbeat", "default", b.authority.Heartbeat(t, 2), "older than the one held")
+	b.refuses("with a lower number", "heartbeat", "default", b.authority.Heartbeat(t, 2), "its CRL number 2 is lower")
 	late := b.authority.Heartbeat(t, 4)
 	b.clock.Jump(time.Hour)
 	early := b.authority.Heartbeat(t, 4)
 	b.clock.Jump(-time.Hour)
 	b.refuses("from the future", "heartbeat", "default", early, "the clock here")
+	b.clock.Jump(-time.Minute)
+	b.must("heartbeat", "default", b.authority.Heartbeat(t, 3))
+	b.clock.Jump(time.Minute)
+	if v, _ := b.link.View(); v.Heartbeats["default"].GetUnixSeconds() < late.GetUnixSeconds()-30 {
+		t.Error("a heartbeat of a replica whose clock is behind replaced a later one")
+	}
 	b.must("heartbeat", "default", late)
 	b.must("crl", "default", b.authority.CRL(t, 1))
 	_, key := nodetest.NewCSR(t, nil)

@@ -136,8 +136,8 @@ func (l *Link) checkHeartbeat(name string, h *nodev1.Heartbeat, v *View) error {
 	if h.GetAuthority() != name || name == "" || strings.Contains(name, "\n") {
 		return fault.New(fault.Invalid, "it is of authority %q", h.GetAuthority())
 	}
-	if held := v.Heartbeats[name]; held != nil && (h.GetUnixSeconds() < held.GetUnixSeconds() || h.GetCrlNumber() < held.GetCrlNumber()) {
-		return fault.New(fault.Invalid, "it is older than the one held")
+	if held := v.Heartbeats[name]; held != nil && h.GetCrlNumber() < held.GetCrlNumber() {
+		return fault.New(fault.Invalid, "its CRL number %d is lower than %d, which is held", h.GetCrlNumber(), held.GetCrlNumber())
 	}
 	now := l.p.Clock.Now()
 	if at := time.Unix(h.GetUnixSeconds(), 0); at.Sub(now) > maxAhead {

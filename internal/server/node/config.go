@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/distribute"
@@ -172,6 +173,9 @@ func (c *configStream) watch(ctx context.Context, want *nodev1.Subject) error {
 	if err := checkInstance(id); err != nil || id == "" {
 		return fault.New(fault.Invalid, "subject id %.64q: 1 to 256 bytes of printable ASCII are needed", id)
 	}
+	if err := c.pace(ctx); err != nil {
+		return err
+	}
 	held := want.GetHeld()
 	want.Held = nil
 	sj, ok := c.subjects[id]
@@ -223,6 +227,24 @@ func (c *configStream) watch(ctx context.Context, want *nodev1.Subject) error {
 		}
 	})
 	return nil
+}
+
+// pace makes a node that watches more often than it may call wait: each
+// watch costs a compilation.
+func (c *configStream) pace(ctx context.Context) error {
+	for {
+		wait, ok := c.server.callRate.Take(c.caller.Node, 1)
+		if ok {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (c *configStream) unwatch(id string) error {

@@ -71,8 +71,11 @@ func (s *Server) refused(ctx context.Context, r Refusal) {
 	kind := fault.KindOf(r.Err)
 	s.metrics.refused.WithLabelValues(r.Action, string(kind)).Inc()
 	level := slog.LevelWarn
-	if kind == fault.Internal {
+	switch kind {
+	case fault.Internal:
 		level = slog.LevelError
+	case fault.Limited, fault.Unavailable:
+		level = slog.LevelDebug // a flood must not flood the log; it is counted
 	}
 	s.p.Log.Log(ctx, level, "refused", "action", r.Action, "node", r.Node, "peer", r.Peer, "object", shorten(r.Object, 300), "kind", string(kind), "reason", r.Err)
 	if s.p.Refused != nil && (kind == fault.Denied || kind == fault.Invalid || kind == fault.Limited || kind == fault.Conflict) {

@@ -113,7 +113,7 @@ func (a *Authority) Fail(err error) {
 	a.fail = err
 }
 
-// Signed is every request that was signed.
+// Signed is every request that was signed, the server's own apart.
 func (a *Authority) Signed() []ca.X509Request {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -161,11 +161,16 @@ func (a *Authority) SignX509(_ context.Context, reqs []ca.X509Request) []ca.X509
 			continue
 		}
 		ttl := a.ttl
-		if r.TTL > 0 {
+		switch {
+		case r.Profile == ca.ProfileServer:
+			ttl = 24 * time.Hour
+		case r.TTL > 0:
 			ttl = r.TTL
 		}
 		leaf := a.Issue(r.ID, csr.PublicKey, ttl, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
-		a.signed = append(a.signed, r)
+		if r.Profile != ca.ProfileServer {
+			a.signed = append(a.signed, r)
+		}
 		out[i] = ca.X509Result{Chain: [][]byte{leaf.Raw, a.Issuing.Raw}, Serial: leaf.SerialNumber.Text(16), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 	}
 	return out

@@ -19,6 +19,7 @@ import (
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/node/jointoken"
 	"github.com/legation-io/legation/internal/attest/node/registry"
+	"github.com/legation-io/legation/internal/ca"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/server/node"
@@ -44,11 +45,12 @@ type Plane struct {
 	// Address is where it listens; it stays over Stop and Start.
 	Address string
 
-	t    testing.TB
-	grpc *grpc.Server
-	done chan struct{}
-	cert *tls.Certificate // the next Start shows it; nil makes a new one
-	last *tls.Certificate // what is shown now
+	t      testing.TB
+	params node.Params
+	grpc   *grpc.Server
+	done   chan struct{}
+	cert   *tls.Certificate // the next Start shows it; nil makes a new one
+	last   *tls.Certificate // what is shown now
 
 	mu       sync.Mutex
 	compile  func(node string, s *nodev1.Subject) ([]*distribute.Resource, error)
@@ -91,12 +93,13 @@ func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Optio
 	for _, o := range options {
 		o(&params)
 	}
+	p.params = params
 	p.Server = node.New(params)
 	ctx, cancel := context.WithCancel(context.Background())
 	watching := make(chan struct{})
 	go func() { defer close(watching); _ = p.Registry.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-watching; st.Close() })
-	p.SetTrust("all", "bundle", p.TrustDomain.Name(), p.Authority.Bundle(1))
+	p.SetTrust("all", "bundle", p.TrustDomain.Name(), params.Bundle())
 	p.Start()
 	t.Cleanup(p.Stop)
 	return p
@@ -157,10 +160,13 @@ func (p *Plane) ServerSerial() *big.Int {
 
 func (p *Plane) tls() *tls.Config {
 	if p.last = p.cert; p.last == nil {
-		k := key(p.t)
-		leaf := p.Authority.Issue(attestnode.ServerID(p.TrustDomain), k.Public(), 24*time.Hour, x509.ExtKeyUsageServerAuth)
+		csr, k := NewCSR(p.t, nil)
+		res := p.params.Authority.SignX509(context.Background(), []ca.X509Request{{Profile: ca.ProfileServer, CSR: csr, ID: attestnode.ServerID(p.TrustDomain), Namespace: "system"}})[0]
+		if res.Err != nil {
+			p.t.Fatal(res.Err)
+		}
 		// The root is shown too, for agents that pinned its hash.
-		p.last = &tls.Certificate{Certificate: [][]byte{leaf.Raw, p.Authority.Issuing.Raw, p.Authority.Root.Raw}, PrivateKey: k}
+		p.last = &tls.Certificate{Certificate: append(res.Chain, p.Root().Raw), PrivateKey: k}
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, ClientAuth: tls.RequestClientCert,
@@ -170,10 +176,19 @@ func (p *Plane) tls() *tls.Config {
 				return nil
 			}
 			_, err := chaincheck.Verify(chaincheck.Params{Chain: s.PeerCertificates, Usage: chaincheck.Client, Revocation: chaincheck.Off,
-				Now: p.Clock.Now(), Roots: chaincheck.Roots{p.TrustDomain: {p.Authority.Root}}})
+				Now: p.Clock.Now(), Roots: chaincheck.Roots{p.TrustDomain: {p.Root()}}})
 			return err
 		},
 	}
+}
+
+// Root is the trust domain's first root.
+func (p *Plane) Root() *x509.Certificate {
+	root, err := x509.ParseCertificate(p.params.Bundle().GetX509Roots()[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return root
 }
 
 // Token makes a join token.
