@@ -70,10 +70,13 @@ func (c *Catalog) applyAll(ctx context.Context, p ApplyParams) ([]*adminv1.Appli
 		var ops []store.Op
 		applied, ops = c.plan(now, pending)
 		problems = c.conflicts(now, resources, pending)
-		if len(problems) > 0 || p.DryRun {
+		if len(problems) > 0 {
 			return nil, nil
 		}
-		return ops, c.over(now, pending)
+		if err := c.over(now, pending); err != nil || p.DryRun {
+			return nil, err
+		}
+		return ops, nil
 	})
 	switch {
 	case err != nil:

@@ -165,7 +165,7 @@ func TestForgottenChangesAreFound(t *testing.T) {
 	c := open(t, newStore(t), Limits{})
 	first, _ := c.Snapshot()
 	apply(t, c, identity("a"))
-	for n := range len(c.history.ring) + 8 {
+	for n := range len(c.history.ring) + 8 { // a ttl each, below 72h
 		apply(t, c, identity("b", fmt.Sprintf("ttl: %ds", n+1)))
 	}
 	now, _ := c.Snapshot()
@@ -246,5 +246,30 @@ func TestA22SelectorsAreNotLogged(t *testing.T) {
 	stop()
 	if strings.Contains(log.String(), "canary") {
 		t.Error(log.String())
+	}
+}
+
+// What is stored is read by other versions: its bytes change only with a new
+// version of the value and a migration.
+func TestStoredFormStays(t *testing.T) {
+	s := newStore(t)
+	c := open(t, s, Limits{})
+	apply(t, c, shop+identity("app", "ttl: 1h", "sdsNames: [app-cert]"))
+	for key, want := range map[string]string{
+		"/legation/v1/example.org/default/workloadidentities/app": "\xd1\x12workloadidentities\x01" +
+			`{"kind":"WorkloadIdentity","apiVersion":"legation.io/v1alpha1","metadata":{"name":"app","namespace":"default"},"spec":{"node":"web-1","selectors":["unix:uid:1000"],"ttl":"1h","sdsNames":["app-cert"]}}`,
+		"/legation/v1/example.org/default/workloadentries/shop-1": "\xd1\x0fworkloadentries\x01" +
+			`{"apiVersion":"networking.istio.io/v1","kind":"WorkloadEntry","metadata":{"name":"shop-1","namespace":"default"},"spec":{"address":"10.0.0.1","labels":{"app":"shop"},"serviceAccount":"shop"}}`,
+		"/legation/v1/example.org/default/services/shop": "\xd1\x08services\x01" +
+			`{"apiVersion":"v1","kind":"Service","metadata":{"name":"shop","namespace":"default"},"spec":{"ports":[{"name":"http","port":80,"targetPort":8080}],"selector":{"app":"shop"},"clusterIP":"10.96.0.10"}}`,
+		"/legation/v1/example.org/system/namespace/default": "\xd1\x09namespace\x01{}",
+	} {
+		kv, err := s.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(kv.Value) != want {
+			t.Errorf("%s is\n%q, want\n%q", key, kv.Value, want)
+		}
 	}
 }

@@ -67,3 +67,28 @@ func TestFilesAreJudged(t *testing.T) {
 		})
 	}
 }
+
+func TestExamplesAreAccepted(t *testing.T) {
+	files, err := filepath.Glob("../../examples/resources/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no examples", err)
+	}
+	c := open(t, newStore(t), Limits{})
+	var documents []*adminv1.Document
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents = append(documents, &adminv1.Document{File: file, Content: content})
+	}
+	if _, problems, err := c.Apply(t.Context(), ApplyParams{Documents: documents}); err != nil || len(problems) > 0 {
+		t.Fatal(err, sentences(problems))
+	}
+	s, _ := c.Snapshot()
+	for _, service := range s.Services() {
+		if len(service.Problems) > 0 {
+			t.Errorf("%s: %q", service.Host(), service.Problems)
+		}
+	}
+}

@@ -45,7 +45,7 @@ func (p *proxy) readInbound(subject *nodev1.Subject, entry *nodev1.Entry, captur
 		case capture && (in.app.Port() == InboundPort || in.app.Port() == OutboundPort):
 			return fault.New(fault.Invalid, "inbound app %s: port %d is the proxy's own", d.App, in.app.Port())
 		case !capture:
-			if in.listen, err = netip.ParseAddrPort(d.Listen); err != nil || in.listen.Port() == 0 {
+			if in.listen, err = netip.ParseAddrPort(d.Listen); err != nil || in.listen.Port() == 0 || in.listen.Addr().Zone() != "" {
 				return fault.New(fault.Invalid, "inbound listen %q: write address:port", d.Listen)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
@@ -163,4 +164,36 @@ func strictCommon(t *testing.T, name string, c *tlsv3.CommonTlsContext) {
 			t.Errorf("%s: checks %v", name, m)
 		}
 	}
+}
+
+// FuzzSubject: an agent may ask for anything; what is compiled then is valid.
+func FuzzSubject(f *testing.F) {
+	for _, s := range []*nodev1.Subject{
+		{Entry: "shop/web", Mode: nodev1.Mode_MODE_CAPTURE, Inbound: []*nodev1.Inbound{{App: "[::1]:80"}}},
+		{Entry: "shop/web", Mode: nodev1.Mode_MODE_EXPLICIT, Inbound: []*nodev1.Inbound{{Listen: "0.0.0.0:1", App: "127.0.0.1:80"}},
+			Outbound: []*nodev1.Outbound{{Service: "api.shop.svc.cluster.local", Port: 80, Listen: "127.0.0.1:2"}}},
+		{Entry: "shop/web", Mode: nodev1.Mode_MODE_EXPLICIT, Outbound: []*nodev1.Outbound{{Service: "a|b", Port: 1 << 31, Listen: "[fe80::1%eth0]:2"}}},
+	} {
+		b, _ := proto.Marshal(s)
+		f.Add(b)
+	}
+	s := apply(f, open(f), oneIdentity)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		subject := new(nodev1.Subject)
+		if proto.Unmarshal(b, subject) != nil {
+			return
+		}
+		all, err := Proxy(s, subject, testOptions)
+		if err != nil {
+			if fault.KindOf(err) == fault.Internal {
+				t.Fatal(err)
+			}
+			return
+		}
+		for _, r := range all {
+			if m, ok := message(t, r).(validated); !ok || m.ValidateAll() != nil {
+				t.Fatal(r.Name)
+			}
+		}
+	})
 }
