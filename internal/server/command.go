@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/legation-io/legation/internal/secretmem"
 	"github.com/legation-io/legation/internal/telemetry"
@@ -76,29 +74,19 @@ restart is named in the log.`,
 		log := telemetry.NewLogger(os.Stderr, cfg.Log)
 		ctx, cancel := context.WithCancel(cmd.Context())
 		defer cancel()
-		hup := make(chan os.Signal, 1)
-		signal.Notify(hup, syscall.SIGHUP)
-		defer signal.Stop(hup)
-		go func() { // ends with ctx
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-hup:
-				}
-				next, err := load()
-				if err != nil {
-					log.Error("the new configuration is refused; the old one stays", "error", err)
-					continue
-				}
-				log.SetLevel(next.Log.Level)
-				if keys := NeedsRestart(cfg, next); len(keys) > 0 {
-					log.Warn("configuration read again; these need a restart: " + strings.Join(keys, ", "))
-				} else {
-					log.Info("configuration read again")
-				}
+		telemetry.OnHangup(ctx, func() {
+			next, err := load()
+			if err != nil {
+				log.Error("the new configuration is refused; the old one stays", "error", err)
+				return
 			}
-		}()
+			log.SetLevel(next.Log.Level)
+			if keys := NeedsRestart(cfg, next); len(keys) > 0 {
+				log.Warn("configuration read again; these need a restart: " + strings.Join(keys, ", "))
+				return
+			}
+			log.Info("configuration read again")
+		})
 		return Run(ctx, cfg, log.Logger, nil)
 	}
 	return c

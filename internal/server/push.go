@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/attest/node/registry"
@@ -67,20 +69,30 @@ func (p *pusher) trustResources(state *ca.State) []*distribute.Resource {
 // entries pushes each node its entries.
 func (p *pusher) entries(ctx context.Context) error {
 	var pushed *catalog.Snapshot
+	var blocked map[string]bool
 	known := map[string]bool{}
 	for {
-		snapshot, changed := p.catalog.Snapshot()
+		snapshot, declared := p.catalog.Snapshot()
+		state, judged := p.authority.State()
 		records, _, joined := p.registry.State()
+		reblocked := !maps.Equal(blocked, state.Blocked)
+		blocked = state.Blocked
 		for name := range records {
-			if !known[name] {
+			if reblocked || !known[name] {
 				known[name] = true
-				p.engine.Replace(node.NodeScope(name), compile.Entries(snapshot, name))
+				p.engine.Replace(node.NodeScope(name), p.block(compile.Entries(snapshot, name), blocked))
 			}
 		}
 		if snapshot != pushed {
 			delta := p.catalog.Changes(pushed, snapshot)
 			for name := range known {
-				p.engine.Apply(compile.EntryChanges(snapshot, delta, name, node.NodeScope(name))...)
+				changes := compile.EntryChanges(snapshot, delta, name, node.NodeScope(name))
+				for i := range changes {
+					if r := changes[i].Resource; r != nil {
+						changes[i].Resource = p.block([]*distribute.Resource{r}, blocked)[0]
+					}
+				}
+				p.engine.Apply(changes...)
 			}
 			if pushed != nil {
 				p.nodes.Recompile(func(_ string, subject *nodev1.Subject) bool { return compile.Affected(delta, subject) })
@@ -90,10 +102,34 @@ func (p *pusher) entries(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-changed:
+		case <-declared:
+		case <-judged:
 		case <-joined:
 		}
 	}
+}
+
+// block marks the entries of blocked identities. It costs nothing while
+// nothing is blocked; what it is given stays as it is.
+func (p *pusher) block(list []*distribute.Resource, blocked map[string]bool) []*distribute.Resource {
+	if len(blocked) == 0 {
+		return list
+	}
+	out := slices.Clone(list)
+	for i, r := range out {
+		var e nodev1.Entry
+		if err := proto.Unmarshal(r.Body, &e); err != nil || !blocked[e.SpiffeId] {
+			continue
+		}
+		e.Blocked = true
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&e)
+		if err != nil {
+			p.log.Error("an entry could not be marked as blocked", "entry", e.Name, "error", err)
+			continue
+		}
+		out[i] = distribute.NewResource(r.Type, r.Name, body)
+	}
+	return out
 }
 
 // subjects compiles proxies' configuration for the node door.

@@ -162,15 +162,8 @@ func (s *server) doors() {
 	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}
 }
 
-// healthTable is who may ask gRPC's health service.
-var healthTable = callers.Table{
-	healthv1.Health_Check_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Owner}},
-	healthv1.Health_Watch_FullMethodName: {Callers: []callers.Class{callers.None, callers.Agent, callers.Server, callers.Owner}},
-	healthv1.Health_List_FullMethodName:  {Callers: []callers.Class{callers.Owner}},
-}
-
 func (s *server) run(ctx context.Context, ready func()) error {
-	matrix, err := callers.New([]protoreflect.FileDescriptor{nodev1.File_api_node_v1_node_proto, adminv1.File_api_admin_v1_admin_proto}, healthTable)
+	matrix, err := callers.New([]protoreflect.FileDescriptor{nodev1.File_api_node_v1_node_proto, adminv1.File_api_admin_v1_admin_proto}, callers.Health)
 	if err != nil {
 		return err
 	}

@@ -652,8 +652,11 @@ type CloseSockets struct {
 	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	EnvoyPid int32                  `protobuf:"varint,2,opt,name=envoy_pid,json=envoyPid,proto3" json:"envoy_pid,omitempty"`
 	Sockets  []*SocketPair          `protobuf:"bytes,3,rep,name=sockets,proto3" json:"sockets,omitempty"`
-	// Also every accepted connection on these local ports that is not in keep.
-	InboundPorts  []uint32      `protobuf:"varint,4,rep,packed,name=inbound_ports,json=inboundPorts,proto3" json:"inbound_ports,omitempty"`
+	// Remember what is accepted on these local ports now, under id.
+	InboundPorts []uint32 `protobuf:"varint,4,rep,packed,name=inbound_ports,json=inboundPorts,proto3" json:"inbound_ports,omitempty"`
+	// Set in a later message of the same id: what was remembered and is not in
+	// keep is ended too. Connections made in between are left alone.
+	Unnamed       bool          `protobuf:"varint,6,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	Keep          []*SocketPair `protobuf:"bytes,5,rep,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -715,6 +718,13 @@ func (x *CloseSockets) GetInboundPorts() []uint32 {
 		return x.InboundPorts
 	}
 	return nil
+}
+
+func (x *CloseSockets) GetUnnamed() bool {
+	if x != nil {
+		return x.Unnamed
+	}
+	return false
 }
 
 func (x *CloseSockets) GetKeep() []*SocketPair {
@@ -1690,12 +1700,13 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\tbootstrap\x18\x06 \x01(\fR\tbootstrap\x12\x1f\n" +
 	"\venvoy_admin\x18\a \x01(\tR\n" +
 	"envoyAdmin\"\a\n" +
-	"\x05Ready\"\xcc\x01\n" +
+	"\x05Ready\"\xe6\x01\n" +
 	"\fCloseSockets\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tenvoy_pid\x18\x02 \x01(\x05R\benvoyPid\x127\n" +
 	"\asockets\x18\x03 \x03(\v2\x1d.legation.local.v1.SocketPairR\asockets\x12#\n" +
-	"\rinbound_ports\x18\x04 \x03(\rR\finboundPorts\x121\n" +
+	"\rinbound_ports\x18\x04 \x03(\rR\finboundPorts\x12\x18\n" +
+	"\aunnamed\x18\x06 \x01(\bR\aunnamed\x121\n" +
 	"\x04keep\x18\x05 \x03(\v2\x1d.legation.local.v1.SocketPairR\x04keep\":\n" +
 	"\n" +
 	"SocketPair\x12\x14\n" +

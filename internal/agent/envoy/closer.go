@@ -60,45 +60,27 @@ func CloseConnections(ctx context.Context, pid int, pairs []Pair) (closed int, f
 	return closed + n, append(failures, more...)
 }
 
-// CloseUnknown ends every accepted connection of the Envoy pid on one of the
-// local ports that is not in keep: connections whose peer nobody knows, such
-// as those older than the agent, or still in their handshake.
-func CloseUnknown(ctx context.Context, pid int, localPorts []uint16, keep []Pair) (closed int, failures []string) {
-	if len(localPorts) == 0 {
-		return 0, nil
-	}
+// Accepted lists the connections of the Envoy pid on the local ports, those
+// in their handshake too. Those that nobody can name a moment later are what
+// a revocation ends with Unnamed and CloseConnections.
+func Accepted(pid int, localPorts []uint16) ([]Pair, error) {
+	var pairs []Pair
+	err := sockets(proc, pid, func(s socket) {
+		if s.inode != 0 && s.state != stateListen && s.state != stateTimeWait && slices.Contains(localPorts, s.pair.Local.Port()) {
+			pairs = append(pairs, s.pair)
+		}
+	})
+	return pairs, err
+}
+
+// Unnamed is what of accepted is not in keep: connections whose peer nobody
+// knows, such as those older than the agent.
+func Unnamed(accepted, keep []Pair) []Pair {
 	known := make(map[Pair]bool, len(keep))
 	for _, p := range keep {
 		known[Pair{unmap(p.Local), unmap(p.Remote)}] = true
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return 0, []string{fmt.Sprintf("hold Envoy (pid %d): %v", pid, err)}
-	}
-	defer unix.Close(pidfd)
-	err = descriptors(proc, pid, func(fd int, inode uint64) bool {
-		if ctx.Err() != nil {
-			return false
-		}
-		ended, err := endIf(pidfd, fd, inode, func(p Pair) bool {
-			return slices.Contains(localPorts, p.Local.Port()) && !known[p]
-		})
-		if ended {
-			closed++
-		}
-		if err != nil && !errors.Is(err, errGone) {
-			failures = append(failures, err.Error())
-			return len(failures) < maxFailures
-		}
-		return true
-	})
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		failures = append(failures, err.Error())
-	}
-	return closed, failures
+	return slices.DeleteFunc(slices.Clone(accepted), func(p Pair) bool { return known[p] })
 }
 
 // maxFailures bounds what is told of one request: where one descriptor may

@@ -129,6 +129,16 @@ func TestA35OnlyTheRevokedPeersConnectionsEnd(t *testing.T) {
 	}
 }
 
+// closeUnknown is what a session's parent does in two steps.
+func closeUnknown(t *testing.T, pid int, ports []uint16, keep []Pair) (int, []string) {
+	t.Helper()
+	accepted, err := Accepted(pid, ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return CloseConnections(t.Context(), pid, Unnamed(accepted, keep))
+}
+
 func TestUnknownInboundConnectionsEnd(t *testing.T) {
 	r := newCloseRig(t, "127.0.0.1")
 	known, unknown := r.connect(t, "spiffe://a.test/known"), r.connect(t, "spiffe://a.test/forgotten")
@@ -142,7 +152,7 @@ func TestUnknownInboundConnectionsEnd(t *testing.T) {
 		stats, err := r.proc.Stats(t.Context(), `^listener\..*\.downstream_cx_active$`)
 		return err == nil && stats[fmt.Sprintf("listener.127.0.0.1_%d.downstream_cx_active", r.port)] == 3
 	})
-	closed, failures := CloseUnknown(t.Context(), r.proc.PID(), []uint16{uint16(r.port)}, keep)
+	closed, failures := closeUnknown(t, r.proc.PID(), []uint16{uint16(r.port)}, keep)
 	if closed != 2 || len(failures) > 0 {
 		t.Fatalf("closed %d, failures %q, want 2", closed, failures)
 	}

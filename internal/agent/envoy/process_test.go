@@ -317,7 +317,7 @@ func TestEnvoyFindsItsAgentAgain(t *testing.T) {
 		}
 		return len(keep) >= 2
 	})
-	if n, failures := CloseUnknown(t.Context(), r.proc.PID(), []uint16{uint16(port), uint16(second)}, keep); n < 1 || len(failures) > 0 {
+	if n, failures := closeUnknown(t, r.proc.PID(), []uint16{uint16(port), uint16(second)}, keep); n < 1 || len(failures) > 0 {
 		t.Errorf("closed %d, failures %q", n, failures)
 	}
 	if err := ended(before); err != nil {

@@ -104,14 +104,14 @@ func (a *agent) until(what string, ok func(*View) bool) *View {
 
 func synced(v *View) bool { return v.Connected && v.Synced }
 func webEntry() *nodev1.Entry {
-	return &nodev1.Entry{Name: "web", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/web",
+	return &nodev1.Entry{Name: "default/web", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/web",
 		Selectors: []string{"unix:uid:1000"}, DnsNames: []string{"web.example.org"}, X509TtlSeconds: 600}
 }
 
 func TestFirstStart(t *testing.T) {
 	p := nodetest.New(t)
 	p.SetEntry("web-1", webEntry())
-	p.SetEntry("web-2", &nodev1.Entry{Name: "db", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/db", Selectors: []string{"unix:uid:1"}})
+	p.SetEntry("web-2", &nodev1.Entry{Name: "default/db", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/db", Selectors: []string{"unix:uid:1"}})
 	p.SetTrust("all", "crl", "default", p.Authority.CRL(t, 1))
 	p.SetTrust("all", "heartbeat", "default", p.Authority.Heartbeat(t, 1))
 	a := newAgent(t, p)
@@ -215,7 +215,7 @@ func TestServerGoneAndBack(t *testing.T) {
 	if _, err := a.SignX509(t.Context(), nil); !fault.Is(err, fault.Unavailable) {
 		t.Fatalf("signing without a server: %v; want unavailable", err)
 	}
-	p.SetEntry("web-1", &nodev1.Entry{Name: "new", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/new", Selectors: []string{"unix:uid:1"}})
+	p.SetEntry("web-1", &nodev1.Entry{Name: "default/new", Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/new", Selectors: []string{"unix:uid:1"}})
 	p.Start()
 	v := a.until("back", func(v *View) bool { return v.Connected && len(v.Entries) == 2 })
 	if v.Entries["default/web"] == nil {

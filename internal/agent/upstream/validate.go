@@ -18,7 +18,7 @@ import (
 )
 
 func (l *Link) checkEntry(name string, e *nodev1.Entry) error {
-	if e.GetNamespace() == "" || e.GetName() == "" || name != e.GetNamespace()+"/"+e.GetName() {
+	if namespace, rest, ok := strings.Cut(e.GetName(), "/"); !ok || rest == "" || namespace == "" || namespace != e.GetNamespace() || name != e.GetName() {
 		return fault.New(fault.Invalid, "it calls itself %q in namespace %q", e.GetName(), e.GetNamespace())
 	}
 	id, err := spiffeid.FromString(e.GetSpiffeId())
