@@ -1,0 +1,27 @@
+// Command legation-agent runs beside workloads: it attests this node and its
+// programs, keeps their identities, and puts an Envoy in their path.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/legation-io/legation/internal/agent"
+	"github.com/legation-io/legation/internal/agent/run"
+)
+
+func main() {
+	if len(os.Args) > 3 && os.Args[1] == run.StubCommand {
+		os.Exit(run.Stub(os.Args[2], os.Args[3:]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code, err := agent.Main(ctx, stop)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "legation-agent: %v\n", err)
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,439 @@
+// Package run is "legation-agent run": it starts a program under attestation
+// in a session of its own, with its own Envoy in the path, and is the parent
+// of both. It holds no key and decides nothing about identity; the agent does.
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/capture"
+	"github.com/legation-io/legation/internal/agent/envoy"
+	"github.com/legation-io/legation/internal/fault"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// Options say how a program is run.
+type Options struct {
+	// Socket is the agent's public socket.
+	Socket string
+	// SPIFFEID picks an identity where several entries match; else empty.
+	SPIFFEID string
+	Mode     nodev1.Mode
+	Inbound  []*nodev1.Inbound
+	Outbound []*nodev1.Outbound
+	// Envoy is the binary; empty searches LEGATION_ENVOY and PATH.
+	Envoy string
+	// Concurrency is the number of Envoy's worker threads; 0 is 2.
+	Concurrency int
+	// EnvoyUID is the uid Envoy runs as when this is root; 0 is DefaultEnvoyUID.
+	EnvoyUID uint32
+	// AllowUDP are destination ports a captured program may send UDP to,
+	// besides DNS.
+	AllowUDP []uint16
+	// ReadyTimeout bounds how long the program waits for its identity.
+	ReadyTimeout time.Duration
+	// DrainTime is given to open connections when the program has ended.
+	DrainTime time.Duration
+	Log       *slog.Logger
+}
+
+// DefaultEnvoyUID is what sidecars have run as since Istio chose it. Nothing
+// is exempt from capture for having this uid.
+const DefaultEnvoyUID = 1337
+
+// session is one run, from the stopped child to its exit code.
+type session struct {
+	Options
+	stream   localv1.Sessions_OpenClient
+	attested *localv1.Attested
+	child    *child
+	proxy    *envoy.Process
+	requests chan *localv1.SessionRequest // written to the stream by one goroutine
+	ready    chan struct{}
+	begun    time.Time
+	accepted map[string][]envoy.Pair // by revocation; used by read alone
+}
+
+// Run runs argv and returns its exit code. An error means that the program
+// was not started, or that its session was lost.
+func Run(ctx context.Context, o Options, argv []string) (int, error) {
+	if len(argv) == 0 {
+		return 2, fault.New(fault.Invalid, "name a program: legation-agent run [flags] -- PROGRAM ARGS")
+	}
+	program, err := resolve(argv)
+	if err != nil {
+		return 127, err
+	}
+	if err := allocate(o.Inbound, o.Outbound); err != nil {
+		return 1, err
+	}
+	binary, err := envoy.Find(o.Envoy)
+	if err != nil {
+		return 1, err
+	}
+	if _, err := envoy.Version(ctx, binary); err != nil {
+		return 1, err
+	}
+	o.Envoy = binary
+	c, err := startStopped(program, append(os.Environ(), addresses(o.Outbound)...))
+	if err != nil {
+		return 1, err
+	}
+	s := &session{Options: o, child: c, requests: make(chan *localv1.SessionRequest, 16), ready: make(chan struct{}), begun: time.Now(), accepted: map[string][]envoy.Pair{}}
+	code, err := s.run(ctx)
+	return code, err
+}
+
+func (s *session) run(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	released := false
+	defer func() {
+		if !released {
+			s.child.abandon()
+		}
+	}()
+
+	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return 1, err
+	}
+	defer conn.Close()
+	startCtx, stopStart := context.WithTimeoutCause(ctx, s.ReadyTimeout, fault.New(fault.Unavailable, "no identity and no configured proxy within %s; see: legation why --pid %d, and the agent's log", s.ReadyTimeout, s.child.cmd.Process.Pid))
+	defer stopStart()
+	if err := s.open(ctx, startCtx, conn); err != nil {
+		return 1, err
+	}
+	s.Log.Info("attested", "spiffe_id", s.attested.SpiffeId, "entry", s.attested.Entry, "session", s.attested.Session)
+
+	if s.Mode == nodev1.Mode_MODE_CAPTURE {
+		rules, err := capture.Install(capture.Params{AllowUDPPorts: append([]uint16{53}, s.AllowUDP...)})
+		if err != nil {
+			return 1, err
+		}
+		// The rules outlive the proxy, and on a crash of this process also
+		// it: what is captured stays refused. Only a clean end removes them.
+		defer func() {
+			if err := rules.Remove(); err != nil {
+				s.Log.Error("capture rules stay in place", "error", err)
+			}
+		}()
+	}
+
+	group, gctx := errgroup.WithContext(ctx)
+	defer func() {
+		cancel()
+		_ = group.Wait()
+	}()
+	if s.proxy, err = envoy.NewProcess(s.envoyParams()); err != nil {
+		return 1, err
+	}
+	group.Go(func() error { return ignoreCancel(s.proxy.Run(gctx)) })
+	group.Go(func() error { return ignoreCancel(s.write(gctx)) })
+	group.Go(func() error { return ignoreCancel(s.read(gctx)) })
+
+	if err := s.waitReady(startCtx, gctx); err != nil {
+		return 1, cause(err, group, cancel)
+	}
+	stopStart()
+	if err := s.child.release(); err != nil {
+		return 126, err
+	}
+	released = true
+	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Program{Program: &localv1.ProgramStarted{}}})
+	s.Log.Info("program started", "pid", s.child.cmd.Process.Pid, "path", s.child.path, "took", time.Since(s.begun).Round(time.Millisecond))
+	return s.wait(ctx, gctx)
+}
+
+// cause prefers the reason a part of the session ended over the wait it ended.
+func cause(err error, group *errgroup.Group, cancel func()) error {
+	cancel()
+	if why := group.Wait(); why != nil {
+		return why
+	}
+	return err
+}
+
+func ignoreCancel(err error) error {
+	if errors.Is(err, context.Canceled) || fault.Is(err, fault.Unavailable) && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// open asks the agent for a session and waits for the child's identity.
+func (s *session) open(ctx, startCtx context.Context, conn *grpc.ClientConn) error {
+	stream, err := localv1.NewSessionsClient(conn).Open(ctx)
+	if err != nil {
+		return fmt.Errorf("open a session at %s: %w", s.Socket, err)
+	}
+	s.stream = stream
+	err = stream.Send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Start{Start: &localv1.SessionStart{
+		ChildPid: int32(s.child.cmd.Process.Pid), ExecFd: fdExec, ExecPath: s.child.path,
+		Mode: s.Mode, Inbound: s.Inbound, Outbound: s.Outbound, SpiffeId: s.SPIFFEID, EnvoyUid: s.envoyUID(),
+	}}})
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("open a session at %s: %w", s.Socket, err)
+	}
+	type answer struct {
+		r   *localv1.SessionResponse
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() { // ends with the stream, whose context this function's caller ends
+		r, err := stream.Recv()
+		got <- answer{r, err}
+	}()
+	select {
+	case a := <-got:
+		if a.err != nil {
+			return a.err
+		}
+		s.attested = a.r.GetAttested()
+		if s.attested == nil {
+			return fault.New(fault.Internal, "the agent at %s answered %T before it attested the program; do the versions match?", s.Socket, a.r.Message)
+		}
+		return nil
+	case <-startCtx.Done():
+		return context.Cause(startCtx)
+	}
+}
+
+func (s *session) envoyUID() uint32 {
+	if os.Geteuid() != 0 {
+		return uint32(os.Geteuid())
+	}
+	if s.EnvoyUID == 0 {
+		return DefaultEnvoyUID
+	}
+	return s.EnvoyUID
+}
+
+func (s *session) envoyParams() envoy.ProcessParams {
+	p := envoy.ProcessParams{
+		Binary: s.Envoy, Bootstrap: s.attested.Bootstrap, AdminSocket: s.attested.EnvoyAdmin, Concurrency: s.Concurrency, Logger: s.Log.With("part", "envoy"),
+		OnStart: func(pid int) {
+			s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Envoy{Envoy: &localv1.EnvoyStarted{Pid: int32(pid)}}})
+		},
+	}
+	if os.Geteuid() == 0 {
+		p.User = &envoy.User{UID: s.envoyUID(), GID: s.envoyUID()}
+		p.Mark = s.Mode == nodev1.Mode_MODE_CAPTURE
+	}
+	return p
+}
+
+// send queues a message; the queue is bounded by what the session does, and a
+// full one means the stream is gone.
+func (s *session) send(r *localv1.SessionRequest) {
+	select {
+	case s.requests <- r:
+	default:
+		s.Log.Warn("the agent does not take messages; one was dropped")
+	}
+}
+
+func (s *session) write(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case r := <-s.requests:
+			if err := s.stream.Send(r); err != nil {
+				return nil // the reader has the reason
+			}
+		}
+	}
+}
+
+// read does what the agent says until the session ends.
+func (s *session) read(ctx context.Context) error {
+	for {
+		r, err := s.stream.Recv()
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fault.New(fault.Unavailable, "the agent ended the session: %w", err)
+		}
+		switch m := r.Message.(type) {
+		case *localv1.SessionResponse_Ready:
+			select {
+			case <-s.ready:
+			default:
+				close(s.ready)
+			}
+		case *localv1.SessionResponse_Warning:
+			s.Log.Warn(m.Warning)
+		case *localv1.SessionResponse_Close:
+			s.closeSockets(ctx, m.Close)
+		}
+	}
+}
+
+func pairs(list []*localv1.SocketPair) []envoy.Pair {
+	out := make([]envoy.Pair, 0, len(list))
+	for _, p := range list {
+		if pair, err := envoy.ParsePair(p.Local, p.Remote); err == nil {
+			out = append(out, pair)
+		}
+	}
+	return out
+}
+
+// closeSockets ends connections of our Envoy: as its parent this process may.
+func (s *session) closeSockets(ctx context.Context, m *localv1.CloseSockets) {
+	pid := int(m.EnvoyPid)
+	var failures []string
+	if len(m.InboundPorts) > 0 {
+		ports := make([]uint16, len(m.InboundPorts))
+		for i, p := range m.InboundPorts {
+			ports[i] = uint16(p)
+		}
+		accepted, err := envoy.Accepted(pid, ports)
+		if err != nil {
+			failures = append(failures, err.Error())
+		}
+		s.accepted[m.Id] = accepted
+	}
+	targets := pairs(m.Sockets)
+	if m.Unnamed {
+		targets = append(targets, envoy.Unnamed(s.accepted[m.Id], pairs(m.Keep))...)
+		delete(s.accepted, m.Id)
+	}
+	closed, more := envoy.CloseConnections(ctx, pid, targets)
+	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Closed{Closed: &localv1.SocketsClosed{Id: m.Id, Closed: uint32(closed), Failures: append(failures, more...)}}})
+}
+
+// waitReady waits until Envoy holds its secrets and serves its listeners.
+func (s *session) waitReady(startCtx, gctx context.Context) error {
+	select {
+	case <-s.ready:
+	case <-startCtx.Done():
+		return context.Cause(startCtx)
+	case <-gctx.Done():
+		return gctx.Err()
+	}
+	return s.serving(startCtx)
+}
+
+// serving waits until Envoy's workers accept: an acknowledged listener may
+// still be warming for some milliseconds.
+func (s *session) serving(ctx context.Context) error {
+	if err := s.proxy.WaitLive(ctx); err != nil {
+		return err
+	}
+	for {
+		stats, err := s.proxy.Stats(ctx, `^listener_manager\.(total_listeners_(active|warming)|workers_started)$`)
+		if err == nil && stats["listener_manager.total_listeners_active"] > 0 && stats["listener_manager.total_listeners_warming"] == 0 && stats["listener_manager.workers_started"] == 1 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// wait forwards signals until the program ends, then drains.
+func (s *session) wait(ctx, gctx context.Context) (int, error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	ended := make(chan error, 1)
+	go func() { ended <- s.child.cmd.Wait() }() // ends with the program
+	var lost error
+	done := gctx.Done()
+	for {
+		select {
+		case sig := <-signals:
+			_ = s.child.cmd.Process.Signal(sig)
+		case <-ctx.Done():
+			_ = s.child.cmd.Process.Signal(syscall.SIGTERM)
+			ctx = context.WithoutCancel(ctx)
+		case <-done:
+			// Without its session the program has no identity; what is in
+			// its path is going away. It is told to end.
+			lost, done = fault.New(fault.Unavailable, "the session was lost; the program was told to end"), nil
+			_ = s.child.cmd.Process.Signal(syscall.SIGTERM)
+		case err := <-ended:
+			drain, stop := context.WithTimeout(context.WithoutCancel(ctx), s.DrainTime)
+			if err := s.proxy.Drain(drain); err != nil && drain.Err() == nil {
+				s.Log.Warn("the proxy did not drain", "error", err)
+			}
+			stop()
+			return exitCode(err), lost
+		}
+	}
+}
+
+// exitCode is what a shell would report.
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if st, ok := exit.Sys().(syscall.WaitStatus); ok && st.Signaled() {
+			return 128 + int(st.Signal())
+		}
+		return exit.ExitCode()
+	}
+	return 1
+}
+
+// allocate fills in what was left open: local ports for destinations.
+func allocate(in []*nodev1.Inbound, out []*nodev1.Outbound) error {
+	for _, o := range out {
+		if o.Listen != "" {
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return fmt.Errorf("find a free port for %s: %w", o.Service, err)
+		}
+		o.Listen = l.Addr().String()
+		l.Close()
+	}
+	for _, i := range in {
+		if _, _, err := net.SplitHostPort(i.App); err != nil {
+			return fault.New(fault.Invalid, "--inbound: %q is not HOST:PORT", i.App)
+		}
+	}
+	return nil
+}
+
+// addresses tells the program where its destinations are:
+// LEGATION_OUTBOUND_<SERVICE>=127.0.0.1:PORT.
+func addresses(out []*nodev1.Outbound) []string {
+	clean := func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z':
+			return r - 32
+		case r >= 'A' && r <= 'Z' || r >= '0' && r <= '9':
+			return r
+		}
+		return '_'
+	}
+	env := make([]string, 0, len(out))
+	for _, o := range out {
+		env = append(env, "LEGATION_OUTBOUND_"+strings.Map(clean, o.Service)+"="+o.Listen)
+	}
+	return env
+}

@@ -1,0 +1,176 @@
+package session
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/envoy"
+)
+
+// ending is one revocation being carried out on this session's connections.
+type ending struct {
+	arrived        time.Time
+	rounds         int // answers of the parent still to come
+	closed, failed uint32
+}
+
+// grace is how long a connection that was accepted and that the access log
+// has not named yet has to be named before it counts as unknown. Envoy tells
+// within 2 ms.
+const grace = 25 * time.Millisecond
+
+// watchRevocations ends connections as revocations arrive. Those that were
+// there before the session began found no connection to end.
+func (sn *session) watchRevocations(ctx context.Context) error {
+	view, changed := sn.server.p.Views.View()
+	known := map[string]bool{}
+	if view != nil {
+		for id := range view.Revocations {
+			known[id] = true
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		arrived := time.Now()
+		view, changed = sn.server.p.Views.View()
+		for id, r := range view.Revocations {
+			if !known[id] {
+				known[id] = true
+				sn.revoked(ctx, r, arrived)
+			}
+		}
+		for id := range known {
+			if view.Revocations[id] == nil {
+				delete(known, id)
+			}
+		}
+	}
+}
+
+// hits reports whether a connection is one that the revocation ends: its peer
+// is revoked, or this program itself is.
+func hits(r *nodev1.Revocation, own string) func(*envoy.Connection) bool {
+	return func(c *envoy.Connection) bool {
+		if r.SpiffeId != "" && (c.PeerID == r.SpiffeId || own == r.SpiffeId) {
+			return true
+		}
+		return c.PeerSerial != "" && slices.ContainsFunc(r.Serials, func(s string) bool { return envoy.Serial(s) == c.PeerSerial })
+	}
+}
+
+// revoked ends the connections that are known to be hit at once, and then the
+// accepted ones whose peer nobody knows.
+func (sn *session) revoked(ctx context.Context, r *nodev1.Revocation, arrived time.Time) {
+	var pairs []*localv1.SocketPair
+	for _, c := range sn.logs.Table.Open(hits(r, sn.spiffeID())) {
+		pairs = append(pairs, pairOf(c.Pair()))
+	}
+	sn.mu.Lock()
+	pid := sn.envoyPID
+	if pid != 0 {
+		sn.closing[r.Id] = &ending{arrived: arrived, rounds: 2}
+	}
+	sn.mu.Unlock()
+	if pid == 0 {
+		return
+	}
+	sn.log.Info("revocation: ending connections", "revocation", r.Id, "of", r.SpiffeId, "connections", len(pairs))
+	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: pairs, InboundPorts: sn.inboundPorts()}))
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-timer.C:
+	}
+	var keep []*localv1.SocketPair
+	late := hits(r, sn.spiffeID())
+	for _, c := range sn.logs.Table.Open(func(c *envoy.Connection) bool { return c.Direction == envoy.Inbound && !late(c) }) {
+		keep = append(keep, pairOf(c.Pair()))
+	}
+	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Unnamed: true, Keep: keep}))
+}
+
+// connected ends a connection that came to be while its peer's revocation
+// was on its way.
+func (sn *session) connected(c *envoy.Connection) {
+	view, _ := sn.server.p.Views.View()
+	if view == nil || c.PeerSerial == "" {
+		return
+	}
+	for _, r := range view.Revocations {
+		if !slices.ContainsFunc(r.Serials, func(s string) bool { return envoy.Serial(s) == c.PeerSerial }) {
+			continue
+		}
+		sn.mu.Lock()
+		pid := sn.envoyPID
+		sn.mu.Unlock()
+		sn.log.Warn("a revoked peer connected before the CRL was in force; ended", "peer", c.PeerID, "serial", c.PeerSerial)
+		sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: []*localv1.SocketPair{pairOf(c.Pair())}}))
+		return
+	}
+}
+
+// inboundPorts are where this session's Envoy accepts from other machines.
+func (sn *session) inboundPorts() []uint32 {
+	if sn.start.Mode == nodev1.Mode_MODE_CAPTURE {
+		// Redirected connections keep 15006 as the socket's own port.
+		return []uint32{15006}
+	}
+	var ports []uint32
+	for _, in := range sn.start.Inbound {
+		if _, p, err := net.SplitHostPort(in.Listen); err == nil {
+			if n, err := strconv.ParseUint(p, 10, 16); err == nil {
+				ports = append(ports, uint32(n))
+			}
+		}
+	}
+	return ports
+}
+
+func pairOf(p envoy.Pair) *localv1.SocketPair {
+	return &localv1.SocketPair{Local: p.Local.String(), Remote: p.Remote.String()}
+}
+
+func closeMessage(m *localv1.CloseSockets) *localv1.SessionResponse {
+	return &localv1.SessionResponse{Message: &localv1.SessionResponse_Close{Close: m}}
+}
+
+// closed takes the parent's answer and reports once all rounds are in.
+func (sn *session) closed(m *localv1.SocketsClosed) {
+	for _, f := range m.Failures {
+		sn.log.Error("a connection of a revoked peer could not be ended", "revocation", m.Id, "failure", f)
+	}
+	sn.mu.Lock()
+	e := sn.closing[m.Id]
+	if e == nil {
+		sn.mu.Unlock()
+		return
+	}
+	e.closed += m.Closed
+	e.failed += uint32(len(m.Failures))
+	e.rounds--
+	took := time.Since(e.arrived)
+	report := &nodev1.ReportRequest{Ended: []*nodev1.ConnectionsEnded{{
+		Revocation: m.Id, Subscriber: Subscriber(sn.id), Closed: e.closed, Failed: e.failed, TookNanos: took.Nanoseconds(),
+	}}}
+	if m.Closed == 0 && e.rounds == 0 {
+		report = nil // the second round found nothing: the first one's time stands
+	}
+	if e.rounds <= 0 {
+		delete(sn.closing, m.Id)
+	}
+	sn.mu.Unlock()
+	if report != nil {
+		sn.server.p.Link.Report(report)
+	}
+}

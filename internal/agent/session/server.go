@@ -1,0 +1,289 @@
+// Package session keeps programs that were started under attestation, each
+// with its own Envoy: who the program is, what its Envoy is told, what that
+// Envoy acknowledged, who is on its connections, and whose connections end
+// when an identity is taken away. The session's parent process ("run") is the
+// parent of program and Envoy, and does what only a parent may.
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/envoy"
+	"github.com/legation-io/legation/internal/agent/svid"
+	"github.com/legation-io/legation/internal/agent/upstream"
+	"github.com/legation-io/legation/internal/attest/workload"
+	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/fault"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Link is what sessions need of the link to the control plane.
+type Link interface {
+	// WatchSubject asks for a proxy's configuration until UnwatchSubject.
+	WatchSubject(subject *nodev1.Subject)
+	UnwatchSubject(id string)
+	// Report queues lines for the control plane; it does not block.
+	Report(req *nodev1.ReportRequest)
+}
+
+// Params are a Server's inputs.
+type Params struct {
+	TrustDomain string
+	// RunDir gets a 0700 folder for each session.
+	RunDir   string
+	Manager  *svid.Manager
+	Attestor *workload.Attestor
+	Views    upstream.Views
+	Link     Link
+	Engine   *distribute.Engine
+	// MaxSessions bounds sessions on this node; 0 is 1024.
+	MaxSessions int
+	Clock       clock.Clock
+	Log         *slog.Logger
+	Registerer  prometheus.Registerer
+}
+
+// Server serves localv1.Sessions.
+type Server struct {
+	localv1.UnimplementedSessionsServer
+	p       Params
+	metrics *envoy.Metrics
+	running sync.WaitGroup
+
+	mu       sync.Mutex // guards sessions
+	sessions map[string]*session
+}
+
+// New returns a Server. It starts nothing.
+func New(p Params) *Server {
+	if p.MaxSessions == 0 {
+		p.MaxSessions = 1024
+	}
+	return &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
+}
+
+// Wait returns when every session has ended. Call it after the gRPC server
+// was stopped.
+func (s *Server) Wait() { s.running.Wait() }
+
+// Open keeps one session for as long as its stream lives.
+func (s *Server) Open(stream localv1.Sessions_OpenServer) error {
+	s.running.Add(1)
+	defer s.running.Done()
+	err := s.open(stream)
+	if err != nil && stream.Context().Err() == nil {
+		s.p.Log.Warn("session ended", "error", err)
+	}
+	return fault.GRPC(err)
+}
+
+func (s *Server) open(stream localv1.Sessions_OpenServer) error {
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	caller, ok := workload.FromContext(ctx)
+	if !ok {
+		return fault.New(fault.Denied, "a session is opened over the agent's Unix socket")
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if start == nil {
+		return fault.New(fault.Invalid, "the first message of a session is its start")
+	}
+	if start.TrustDomain != "" && start.TrustDomain != s.p.TrustDomain {
+		return fault.New(fault.Invalid, "this agent is of trust domain %s, not %s", s.p.TrustDomain, start.TrustDomain)
+	}
+	id, err := newID()
+	if err != nil {
+		return err
+	}
+	sn := &session{
+		server: s, id: id, start: start, runPID: caller.PID(),
+		dir: filepath.Join(s.p.RunDir, id), out: make(chan *localv1.SessionResponse, 64),
+		log: s.p.Log.With("session", id), acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
+		ready: make(chan struct{}), closing: map[string]*ending{},
+	}
+	if err := s.add(sn); err != nil {
+		return err
+	}
+	defer s.remove(sn)
+	if err := sn.begin(ctx); err != nil {
+		return err
+	}
+	defer sn.end()
+
+	read := make(chan error, 1)
+	go func() { // ends with the stream
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				if errors.Is(err, io.EOF) {
+					err = nil
+				}
+				read <- err
+				return
+			}
+			sn.handle(ctx, m, cancel)
+		}
+	}()
+	group := sn.serve(ctx, cancel)
+	defer group.Wait()
+	defer cancel(nil)
+	for {
+		select {
+		case m := <-sn.out:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case err := <-read:
+			return err
+		case <-ctx.Done():
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+				return cause
+			}
+			return nil
+		}
+	}
+}
+
+func newID() (string, error) {
+	b := make([]byte, 6)
+	if _, err := rand.Read(b); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b), nil
+}
+
+func (s *Server) add(sn *session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) >= s.p.MaxSessions {
+		return fault.New(fault.Limited, "this agent has %d sessions already, its limit", len(s.sessions))
+	}
+	s.sessions[sn.id] = sn
+	return nil
+}
+
+func (s *Server) remove(sn *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, sn.id)
+}
+
+func (s *Server) get(id string) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[id]
+}
+
+func (s *Server) all() []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*session, 0, len(s.sessions))
+	for _, sn := range s.sessions {
+		list = append(list, sn)
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].id < list[j].id })
+	return list
+}
+
+// Subscriber is how a session's Envoy is called in the ledger.
+func Subscriber(session string) string { return "envoy/" + session }
+
+// OnStatus takes what Envoys acknowledged or refused.
+func (s *Server) OnStatus(list []distribute.Status) {
+	for _, st := range list {
+		if len(st.Subscriber) > 6 && st.Subscriber[:6] == "envoy/" {
+			if sn := s.get(st.Subscriber[6:]); sn != nil {
+				sn.status(st)
+			}
+		}
+	}
+}
+
+// OnConfig takes a change of one subject's configuration, or why there is
+// none.
+func (s *Server) OnConfig(subject string, changes []distribute.Change, refusal error) {
+	sn := s.get(subject)
+	if sn == nil {
+		return
+	}
+	if refusal != nil {
+		sn.warn("the control plane refuses to configure this proxy: " + refusal.Error())
+		return
+	}
+	sn.configure(changes)
+}
+
+// Connections lists live connections and failures of all sessions, or of one
+// session or identity.
+func (s *Server) Connections(req *localv1.ConnectionsRequest) *localv1.ConnectionsResponse {
+	r := &localv1.ConnectionsResponse{}
+	for _, sn := range s.all() {
+		if req.Session != "" && req.Session != sn.id || req.SpiffeId != "" && req.SpiffeId != sn.spiffeID() {
+			continue
+		}
+		sn.describe(r)
+	}
+	sort.SliceStable(r.Connections, func(i, j int) bool { return r.Connections[i].SinceUnixNano < r.Connections[j].SinceUnixNano })
+	sort.SliceStable(r.Failures, func(i, j int) bool { return r.Failures[i].AtUnixNano > r.Failures[j].AtUnixNano })
+	return r
+}
+
+// Status lists the sessions' Envoys as subscribers.
+func (s *Server) Status() []*localv1.SubscriberStatus {
+	var list []*localv1.SubscriberStatus
+	for _, sn := range s.all() {
+		list = append(list, sn.subscriberStatus())
+	}
+	return list
+}
+
+// Snapshot is everything to report after a reconnect.
+func (s *Server) Snapshot() *nodev1.ReportRequest {
+	r := &nodev1.ReportRequest{}
+	for _, sn := range s.all() {
+		r.States = append(r.States, sn.states()...)
+	}
+	return r
+}
+
+// Admins are the sessions' Envoy admin sockets, by session.
+func (s *Server) Admins() map[string]string {
+	m := map[string]string{}
+	for _, sn := range s.all() {
+		m[sn.id] = sn.adminSocket()
+	}
+	return m
+}
+
+// prepareDir makes the session's private folder for its Envoy's user.
+func prepareDir(dir string, uid uint32) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fault.New(fault.Unavailable, "make the folder of sessions: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fault.New(fault.Unavailable, "make the session's folder: %w", err)
+	}
+	if int(uid) != os.Geteuid() {
+		if err := os.Chown(dir, int(uid), -1); err != nil {
+			os.RemoveAll(dir)
+			return fault.New(fault.Denied, "this agent may not give a session's socket to uid %d (%v); run the agent as root, or sessions as the agent's user", uid, err)
+		}
+	}
+	return nil
+}

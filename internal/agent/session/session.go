@@ -1,0 +1,360 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/envoy"
+	"github.com/legation-io/legation/internal/agent/sds"
+	"github.com/legation-io/legation/internal/agent/svid"
+	"github.com/legation-io/legation/internal/attest/workload"
+	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/fault"
+	"google.golang.org/grpc"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+)
+
+type statusKey struct{ typ, name string }
+
+// session is one program with its Envoy.
+type session struct {
+	server *Server
+	id     string
+	start  *localv1.SessionStart
+	runPID int32
+	dir    string
+	log    *slog.Logger
+	out    chan *localv1.SessionResponse // written to the stream by one goroutine
+
+	// Set by begin, then read only.
+	child    *workload.Caller
+	entry    *nodev1.Entry
+	attested *localv1.Attested
+	sub      *svid.Subscription
+	first    *svid.Update
+	logs     *envoy.LogServer
+	grpc     *grpc.Server
+
+	readyOnce sync.Once
+	ready     chan struct{}
+
+	mu       sync.Mutex // guards what follows
+	envoyPID int32
+	crl      uint64            // newest CRL number that this Envoy acknowledged
+	acked    map[string]uint64 // version of ROOTCA -> CRL number in it
+	wanted   map[string]string // listener name -> version to be acknowledged
+	told     bool              // configuration was received at least once
+	statuses map[statusKey]distribute.Status
+	closing  map[string]*ending
+}
+
+func (sn *session) configScope() distribute.Scope { return distribute.Scope("session/" + sn.id) }
+func (sn *session) secretScope() distribute.Scope {
+	return distribute.Scope("session/" + sn.id + "/secrets")
+}
+func (sn *session) socket() string      { return filepath.Join(sn.dir, "envoy.sock") }
+func (sn *session) adminSocket() string { return filepath.Join(sn.dir, "admin.sock") }
+
+func (sn *session) spiffeID() string {
+	if sn.entry == nil {
+		return ""
+	}
+	return sn.entry.SpiffeId
+}
+
+// begin attests the stopped child and prepares everything its Envoy needs.
+func (sn *session) begin(ctx context.Context) (err error) {
+	if err := sn.attest(ctx); err != nil {
+		return err
+	}
+	if err := prepareDir(sn.dir, sn.start.EnvoyUid); err != nil {
+		sn.child.Close()
+		return err
+	}
+	defer func() {
+		if err != nil {
+			sn.child.Close()
+			os.RemoveAll(sn.dir)
+		}
+	}()
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapParams{NodeID: "legation~" + sn.id, Socket: sn.socket(), AdminSocket: sn.adminSocket()})
+	if err != nil {
+		return err
+	}
+	sn.attested = &localv1.Attested{
+		Session: sn.id, SpiffeId: sn.entry.SpiffeId, Entry: sn.entry.Name,
+		Socket: sn.socket(), EnvoyAdmin: sn.adminSocket(), Bootstrap: bootstrap,
+	}
+	sn.logs = envoy.NewLogServer(envoy.LogServerParams{Logger: sn.log, Clock: sn.server.p.Clock, Metrics: sn.server.metrics, OnConnect: sn.connected})
+	sn.out <- &localv1.SessionResponse{Message: &localv1.SessionResponse_Attested{Attested: sn.attested}}
+	return nil
+}
+
+// attest decides who the child is. It must be the caller's own child: a
+// session gives its parent the program's network identity.
+func (sn *session) attest(ctx context.Context) error {
+	child, err := sn.server.p.Attestor.FromPID(int(sn.start.ChildPid))
+	if err != nil {
+		return fmt.Errorf("attest the program's process %d: %w", sn.start.ChildPid, err)
+	}
+	defer func() {
+		if err != nil {
+			child.Close()
+		}
+	}()
+	parent, err := parentOf(sn.start.ChildPid)
+	if err != nil {
+		return err
+	}
+	if parent != sn.runPID {
+		err = fault.New(fault.Denied, "process %d is not a child of the caller (pid %d)", sn.start.ChildPid, sn.runPID)
+		return err
+	}
+	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
+	if err != nil {
+		err = fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
+		return err
+	}
+	defer file.Close()
+	selectors, err := workload.SelectorsForExec(ctx, child, file, sn.start.ExecPath)
+	if err != nil {
+		return fmt.Errorf("attest the program: %w", err)
+	}
+	sub := sn.server.p.Manager.Subscribe(selectors, svid.Instance("session/"+sn.id))
+	first, err := sub.Next(ctx) // held for a while when nothing matches
+	if err != nil {
+		sub.Close()
+		return err
+	}
+	entry, err := choose(first.SVIDs, sn.start.SpiffeId)
+	if err != nil {
+		sub.Close()
+		return err
+	}
+	sn.child, sn.entry, sn.sub, sn.first = child, entry, sub, first
+	sn.log = sn.log.With("spiffe_id", entry.SpiffeId)
+	sn.log.Info("session opened", "pid", sn.start.ChildPid, "entry", entry.Name, "path", sn.start.ExecPath)
+	return nil
+}
+
+func choose(svids []*svid.SVID, wanted string) (*nodev1.Entry, error) {
+	var ids []string
+	for _, s := range svids {
+		if wanted == "" && len(svids) == 1 || s.ID.String() == wanted {
+			return s.Entry, nil
+		}
+		ids = append(ids, s.ID.String())
+	}
+	if wanted != "" {
+		return nil, fault.New(fault.Denied, "this program may not be %s; it may be %s", wanted, strings.Join(ids, ", "))
+	}
+	return nil, fault.New(fault.Invalid, "several identities match this program: %s; choose one with --spiffe-id", strings.Join(ids, ", "))
+}
+
+func parentOf(pid int32) (int32, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, fault.New(fault.Denied, "process %d is gone", pid)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if v, ok := strings.CutPrefix(line, "PPid:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 32)
+			return int32(n), err
+		}
+	}
+	return 0, fault.New(fault.Denied, "process %d has no parent", pid)
+}
+
+// serve begins serving: the private socket, the secrets, the configuration,
+// the watch for revocations. The group ends with ctx.
+func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *sync.WaitGroup {
+	var group sync.WaitGroup
+	l, err := sn.listen()
+	if err != nil {
+		cancel(err)
+		return &group
+	}
+	xds := sds.New(sds.Params{
+		Engine: sn.server.p.Engine, Log: sn.log,
+		Authorise: func(ctx context.Context) (*sds.Attachment, error) { return sn.authorise(ctx) },
+	})
+	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(sn.server.p.Attestor)))...)
+	xds.Register(sn.grpc)
+	accesslogv3.RegisterAccessLogServiceServer(sn.grpc, sn.logs)
+	run := func(f func() error) {
+		group.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	run(func() error { return sn.grpc.Serve(l) })
+	run(func() error { // ends the server with the session
+		<-ctx.Done()
+		sn.grpc.Stop()
+		xds.Wait()
+		return nil
+	})
+	run(func() error { return sn.publish(ctx) })
+	run(func() error { return sn.watchRevocations(ctx) })
+	sn.server.p.Link.WatchSubject(&nodev1.Subject{
+		Id: sn.id, Entry: sn.entry.Name, SpiffeId: sn.entry.SpiffeId,
+		Mode: sn.start.Mode, Inbound: sn.start.Inbound, Outbound: sn.start.Outbound,
+	})
+	return &group
+}
+
+// listen makes the socket, for the Envoy's user alone, before anyone knows of
+// the session.
+func (sn *session) listen() (net.Listener, error) {
+	l, err := net.Listen("unix", sn.socket())
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "listen for the session's Envoy: %w", err)
+	}
+	if err := os.Chmod(sn.socket(), 0o600); err == nil && int(sn.start.EnvoyUid) != os.Geteuid() {
+		err = os.Chown(sn.socket(), int(sn.start.EnvoyUid), -1)
+	}
+	if err != nil {
+		l.Close()
+		return nil, fault.New(fault.Unavailable, "guard the session's socket: %w", err)
+	}
+	return l, nil
+}
+
+// authorise admits this session's Envoy: the user it runs as, and a child of
+// the session's parent. Envoy is never matched by selectors.
+func (sn *session) authorise(ctx context.Context) (*sds.Attachment, error) {
+	caller, ok := workload.FromContext(ctx)
+	if !ok {
+		return nil, fault.New(fault.Denied, "the session's socket is for its Envoy")
+	}
+	if caller.UID() != sn.start.EnvoyUid {
+		return nil, fault.New(fault.Denied, "uid %d is not this session's Envoy", caller.UID())
+	}
+	parent, err := parentOf(caller.PID())
+	if err != nil {
+		return nil, err
+	}
+	if parent != sn.runPID {
+		return nil, fault.New(fault.Denied, "process %d is not this session's Envoy", caller.PID())
+	}
+	return &sds.Attachment{
+		Subscriber: Subscriber(sn.id),
+		Scopes:     []distribute.Scope{sn.configScope(), sn.secretScope()},
+		Missing: func(_, name string) string {
+			return fmt.Sprintf("session %s serves %s: default, ROOTCA, ALL, its SPIFFE ID, and sdsNames %v", sn.id, name, sn.entry.SdsNames)
+		},
+	}, nil
+}
+
+// publish keeps the session's secrets in step with its SVID. An identity that
+// is taken away leaves the session up, with trust and without a certificate:
+// peers refuse by CRL what its Envoy still holds, and the program goes on when
+// the block is lifted.
+func (sn *session) publish(ctx context.Context) error {
+	defer sn.server.p.Engine.Drop(sn.secretScope())
+	sn.secrets(sn.first)
+	gone := false
+	for {
+		trust, trusted := sn.server.p.Manager.Trust()
+		_, changed := sn.server.p.Views.View()
+		u, err := sn.sub.Next(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			if gone {
+				gone = false
+				sn.log.Info("the identity is back")
+			}
+			sn.secrets(u)
+			continue
+		}
+		if !gone {
+			gone = true
+			sn.warn("the identity was taken away: " + err.Error())
+		}
+		sn.secrets(&svid.Update{Trust: trust})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-trusted:
+		}
+	}
+}
+
+// secrets replaces what this session's Envoy is served.
+func (sn *session) secrets(u *svid.Update) {
+	mine := &svid.Update{Trust: u.Trust}
+	for _, s := range u.SVIDs {
+		if s.Entry.Name == sn.entry.Name {
+			mine.SVIDs = append(mine.SVIDs, s)
+		}
+	}
+	resources := sds.Secrets(mine, sds.SecretNames{})
+	sn.mu.Lock()
+	for _, r := range resources {
+		if r.Name == "ROOTCA" {
+			for _, n := range u.Trust.CRLNumber {
+				sn.acked[r.Version] = max(sn.acked[r.Version], n)
+			}
+		}
+	}
+	sn.mu.Unlock()
+	sn.server.p.Engine.Replace(sn.secretScope(), resources)
+}
+
+func (sn *session) end() {
+	sn.server.p.Link.UnwatchSubject(sn.id)
+	sn.server.p.Engine.Drop(sn.configScope())
+	sn.sub.Close()
+	sn.child.Close()
+	os.RemoveAll(sn.dir)
+	sn.server.p.Link.Report(&nodev1.ReportRequest{Gone: []string{Subscriber(sn.id)}})
+	sn.log.Info("session ended")
+}
+
+// handle takes a message of the session's parent.
+func (sn *session) handle(ctx context.Context, m *localv1.SessionRequest, cancel context.CancelCauseFunc) {
+	switch m := m.Message.(type) {
+	case *localv1.SessionRequest_Envoy:
+		sn.mu.Lock()
+		sn.envoyPID = m.Envoy.Pid
+		sn.mu.Unlock()
+		sn.logs.Table.Reset()
+	case *localv1.SessionRequest_Program:
+		if err := sn.child.Recheck(); err != nil {
+			cancel(fault.New(fault.Denied, "what runs is not what was attested: %w", err))
+			return
+		}
+		sn.log.Info("program started", "pid", sn.start.ChildPid)
+	case *localv1.SessionRequest_Closed:
+		sn.closed(m.Closed)
+	}
+}
+
+func (sn *session) warn(text string) {
+	sn.log.Warn(text)
+	sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Warning{Warning: text}})
+}
+
+// send queues for the parent. A parent that does not read loses its session
+// by its own stream's end; nothing waits for it.
+func (sn *session) send(m *localv1.SessionResponse) {
+	select {
+	case sn.out <- m:
+	default:
+		sn.log.Error("the session's parent does not read; a message was dropped")
+	}
+}

@@ -1,0 +1,142 @@
+package session
+
+import (
+	"maps"
+	"slices"
+
+	localv1 "github.com/legation-io/legation/api/local/v1"
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/sds"
+	"github.com/legation-io/legation/internal/distribute"
+)
+
+const typeListener = "type.googleapis.com/envoy.config.listener.v3.Listener"
+
+// configure hands a change on to this session's Envoy.
+func (sn *session) configure(changes []distribute.Change) {
+	sn.mu.Lock()
+	sn.told = true
+	for i, c := range changes {
+		changes[i].Scope = sn.configScope()
+		if c.Type != typeListener {
+			continue
+		}
+		if c.Resource == nil {
+			delete(sn.wanted, c.Name)
+		} else {
+			sn.wanted[c.Name] = c.Resource.Version
+		}
+	}
+	sn.mu.Unlock()
+	sn.server.p.Engine.Apply(changes...)
+}
+
+// status takes one line of the local ledger and passes it on.
+func (sn *session) status(st distribute.Status) {
+	sn.mu.Lock()
+	sn.statuses[statusKey{st.Type, st.Name}] = st
+	if st.Type == sds.TypeSecret && st.Name == "ROOTCA" && st.Acked != "" {
+		sn.crl = max(sn.crl, sn.acked[st.Acked])
+		if n := sn.acked[st.Acked]; len(sn.acked) > 8 { // older versions never come back
+			maps.DeleteFunc(sn.acked, func(_ string, number uint64) bool { return number < n })
+		}
+	}
+	ready := sn.isReadyLocked()
+	line := sn.lineLocked(st)
+	sn.mu.Unlock()
+	if st.Error != "" {
+		sn.warn("Envoy refuses " + st.Name + ": " + st.Error)
+	}
+	sn.server.p.Link.Report(&nodev1.ReportRequest{States: []*nodev1.SubscriberState{line}})
+	if ready {
+		sn.readyOnce.Do(func() {
+			close(sn.ready)
+			sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Ready{Ready: &localv1.Ready{}}})
+		})
+	}
+}
+
+// isReadyLocked: Envoy acknowledged every listener and the two secrets that
+// each of them waits for.
+func (sn *session) isReadyLocked() bool {
+	if !sn.told || len(sn.wanted) == 0 {
+		return false
+	}
+	for name, version := range sn.wanted {
+		if sn.statuses[statusKey{typeListener, name}].Acked != version {
+			return false
+		}
+	}
+	for _, name := range []string{"default", "ROOTCA"} {
+		if sn.statuses[statusKey{sds.TypeSecret, name}].Acked == "" {
+			return false
+		}
+	}
+	return true
+}
+
+func (sn *session) lineLocked(st distribute.Status) *nodev1.SubscriberState {
+	line := &nodev1.SubscriberState{
+		Subscriber: Subscriber(sn.id), Class: nodev1.Class_CLASS_ACKNOWLEDGED, SpiffeId: sn.spiffeID(),
+		Type: st.Type, Name: st.Name, SentVersion: st.Sent, AckedVersion: st.Acked, Error: st.Error, SinceUnixNano: st.Since.UnixNano(),
+	}
+	if st.Type == sds.TypeSecret && st.Name == "ROOTCA" {
+		line.AckedCrlNumber = sn.crl
+	}
+	return line
+}
+
+// states are all lines of this session's Envoy, in a fixed order.
+func (sn *session) states() []*nodev1.SubscriberState {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	keys := slices.SortedFunc(maps.Keys(sn.statuses), func(a, b statusKey) int {
+		if a.typ != b.typ {
+			return compare(a.typ, b.typ)
+		}
+		return compare(a.name, b.name)
+	})
+	lines := make([]*nodev1.SubscriberState, len(keys))
+	for i, k := range keys {
+		lines[i] = sn.lineLocked(sn.statuses[k])
+	}
+	return lines
+}
+
+func compare(a, b string) int {
+	if a < b {
+		return -1
+	}
+	if a > b {
+		return 1
+	}
+	return 0
+}
+
+func (sn *session) subscriberStatus() *localv1.SubscriberStatus {
+	states := sn.states()
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	return &localv1.SubscriberStatus{Subscriber: Subscriber(sn.id), SpiffeId: sn.spiffeID(), Pid: sn.envoyPID, States: states}
+}
+
+// describe adds this session's connections and failures.
+func (sn *session) describe(r *localv1.ConnectionsResponse) {
+	if sn.logs == nil {
+		return
+	}
+	for _, c := range sn.logs.Table.Open(nil) {
+		pair := c.Pair()
+		r.Connections = append(r.Connections, &localv1.Connection{
+			Session: sn.id, SpiffeId: sn.spiffeID(), Direction: string(c.Direction),
+			Local: pair.Local.String(), Remote: pair.Remote.String(), PeerId: c.PeerID, PeerSerial: c.PeerSerial,
+			TlsVersion: c.TLSVersion, Cipher: c.Cipher, Group: c.Group, SinceUnixNano: c.Since.UnixNano(), Cluster: c.UpstreamCluster,
+		})
+	}
+	for _, f := range sn.logs.Failures() {
+		r.Failures = append(r.Failures, &localv1.HandshakeFailure{
+			Session: sn.id, SpiffeId: sn.spiffeID(), Direction: string(f.Direction), Remote: f.Remote, Destination: f.Destination,
+			PeerId: f.PeerID, Cause: string(f.Cause), Reason: f.Reason, AtUnixNano: f.Time.UnixNano(),
+		})
+	}
+}
