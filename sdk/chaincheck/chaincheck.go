@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -56,16 +55,6 @@ const (
 // Roots are the trust anchors, each bound to the one trust domain it may
 // speak for. An anchor need not be self-signed, but must be a CA.
 type Roots map[spiffeid.TrustDomain][]*x509.Certificate
-
-// RootsOf takes the anchors of a bundle set, e.g. of the Workload API. It
-// copies: make it once per update, not per handshake.
-func RootsOf(set *x509bundle.Set) Roots {
-	roots := Roots{}
-	for _, bundle := range set.Bundles() {
-		roots[bundle.TrustDomain()] = bundle.X509Authorities()
-	}
-	return roots
-}
 
 // Params is one question.
 type Params struct {

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -265,15 +264,4 @@ func TestRawChains(t *testing.T) {
 			t.Errorf("%s: want %s, got %v", name, c.want, err)
 		}
 	}
-}
-
-func TestRootsOfABundleSetStayBoundToTheirDomains(t *testing.T) {
-	w := newWorld(t)
-	elsewhere := ca(t, "elsewhere", nil, nil)
-	set := x509bundle.NewSet(x509bundle.FromX509Authorities(domain, []*x509.Certificate{w.root.cert}), x509bundle.FromX509Authorities(other, []*x509.Certificate{elsewhere.cert}))
-	w.params.Roots = RootsOf(set)
-	wantCause(t, w.params, "")
-	w.params.Revocation = Off
-	w.params.Chain = []*x509.Certificate{elsewhere.leaf(t, nil)}
-	wantCause(t, w.params, WrongTrustDomain)
 }

@@ -17,6 +17,8 @@ type hosts interface {
 	address(name string) (string, int)
 	// in prefixes a command so that it runs on that host.
 	in(name string, argv ...string) []string
+	// decoy is a second address of a service, where another is expected.
+	decoy(name string) (string, int)
 	// stranger prefixes a command that runs where nothing is captured.
 	stranger(argv ...string) []string
 	teardown()
@@ -61,6 +63,7 @@ func (n *namespaces) setup(names []string) error {
 			{"-n", sw, "link", "set", port, "master", "br0", "up"},
 			{"-n", n.space(name), "addr", "add", n.ip(i) + "/24", "dev", "eth0"},
 			{"-n", n.space(name), "link", "set", "eth0", "up"},
+			{"-n", n.space(name), "route", "add", "default", "dev", "eth0"}, // virtual addresses have to lead somewhere
 		} {
 			if err := command("ip", args...); err != nil {
 				return err
@@ -83,6 +86,13 @@ func (n *namespaces) address(name string) (string, int) {
 
 func (n *namespaces) in(name string, argv ...string) []string {
 	return append([]string{"ip", "netns", "exec", n.space(name)}, argv...)
+}
+
+// decoy adds an address to a service's host.
+func (n *namespaces) decoy(name string) (string, int) {
+	address := "10.201.77.99"
+	_ = command("ip", "-n", n.space(name), "addr", "add", address+"/24", "dev", "eth0")
+	return address, appPort
 }
 
 func (n *namespaces) stranger(argv ...string) []string { return n.in("stranger", argv...) }
@@ -126,6 +136,7 @@ func (l *loopback) setup(names []string) error {
 
 func (l *loopback) address(name string) (string, int)    { return "127.0.0.1", l.ports[name][0] }
 func (l *loopback) in(_ string, argv ...string) []string { return argv }
+func (l *loopback) decoy(name string) (string, int)      { return l.address(name) }
 func (l *loopback) stranger(argv ...string) []string     { return argv }
 func (l *loopback) teardown()                            {}
 

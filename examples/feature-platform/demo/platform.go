@@ -214,7 +214,8 @@ spec:
   ports: [{name: http, port: %d, targetPort: %d}]
 ---
 `, s.name, s.node.name, ttl, s.path, os.Geteuid(), s.name, s.name, appPort, appPort)
-		d.endpoint(&b, s.name, s.name, s.name)
+		address, port := d.host.address(s.name)
+		endpoint(&b, s.name, address, port, s.name)
 	}
 	// A service whose endpoint is another program than declared: a valid
 	// identity, and not the expected one.
@@ -227,13 +228,13 @@ spec:
   ports: [{name: http, port: %d, targetPort: %d}]
 ---
 `, appPort, appPort)
-	d.endpoint(&b, "decoy", "model", "featurestore")
+	address, port := d.host.decoy("model")
+	endpoint(&b, "decoy", address, port, "featurestore")
 	return b.String()
 }
 
-// endpoint declares that app is served at host's address by an identity.
-func (d *demo) endpoint(b *strings.Builder, app, host, identity string) {
-	address, port := d.host.address(host)
+// endpoint declares that app is served at an address by an identity.
+func endpoint(b *strings.Builder, app, address string, port int, identity string) {
 	fmt.Fprintf(b, `apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: %s, namespace: default}

@@ -54,7 +54,9 @@ func probeMain(args []string) int {
 	plain := f.String("plaintext", "", "send plain HTTP to HOST:PORT and say how it ends")
 	foreign := f.String("foreign", "", "present a certificate of a foreign CA to HOST:PORT and say how it ends")
 	watch := f.String("watch", "", "hold a connection to HOST:PORT and open new ones until refused")
-	signal := f.String("signal", "", "with -watch: touch this file once the connection is held")
+	hold := f.String("hold", "", "hold a connection to HOST:PORT and say whether it lived")
+	lasting := f.Duration("for", time.Second, "with -hold: how long")
+	signal := f.String("signal", "", "with -watch and -hold: touch this file once the connection is held")
 	if f.Parse(args) != nil {
 		return 2
 	}
@@ -67,6 +69,8 @@ func probeMain(args []string) int {
 		r.Error = plaintext(*plain)
 	case *foreign != "":
 		r.Error, err = foreignCA(*foreign)
+	case *hold != "":
+		r.Error = holdOpen(*hold, *signal, *lasting)
 	case *watch != "":
 		r, err = watchEnd(*watch, *signal)
 	}
@@ -151,7 +155,10 @@ func foreignCA(address string) (string, error) {
 	// The attacker does not care whom it talks to.
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 3 * time.Second}, "tcp", address, &tls.Config{
 		InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		// Shown although the server asks for certificates of other CAs.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+		},
 	})
 	if err != nil {
 		return err.Error(), nil
@@ -169,28 +176,52 @@ func foreignCA(address string) (string, error) {
 	return "connection closed without an answer", nil
 }
 
+const healthRequest = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// exchange does one request on an open connection.
+func exchange(conn net.Conn) error {
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err := io.WriteString(conn, healthRequest); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	n, err := conn.Read(buf)
+	if n > 0 && strings.HasPrefix(string(buf[:n]), "HTTP/") {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// holdOpen uses one connection before and after a while; the answer says how
+// it broke.
+func holdOpen(address, ready string, lasting time.Duration) string {
+	conn, err := net.DialTimeout("tcp", address, 3*time.Second)
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	if err := exchange(conn); err != nil {
+		return err.Error()
+	}
+	if err := os.WriteFile(ready, nil, 0o644); err != nil {
+		return err.Error()
+	}
+	time.Sleep(lasting)
+	if err := exchange(conn); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // watchEnd holds one idle connection and opens a new one every few
 // milliseconds, and says when the first new one was refused and when the held
 // one was ended. Bounded to 20 seconds.
 func watchEnd(address, ready string) (probeResult, error) {
 	var r probeResult
 	limit := time.Now().Add(20 * time.Second)
-	request := "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	exchange := func(conn net.Conn) error {
-		_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
-		if _, err := io.WriteString(conn, request); err != nil {
-			return err
-		}
-		buf := make([]byte, 4096)
-		n, err := conn.Read(buf)
-		if n > 0 && strings.HasPrefix(string(buf[:n]), "HTTP/") {
-			return nil
-		}
-		if err == nil {
-			err = io.ErrUnexpectedEOF
-		}
-		return err
-	}
 	held, err := net.DialTimeout("tcp", address, 3*time.Second)
 	if err != nil {
 		return r, err
