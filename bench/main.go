@@ -37,6 +37,10 @@ var measurements = []measurement{
 	{"engine", engine},
 	{"door", issuanceDoor},
 	{"push", push},
+	{"proxies", proxies},
+	{"memory", proxyMemory},
+	{"pairs", pairs},
+	{"hops", hops},
 }
 
 // run is what measurements share.
