@@ -21,7 +21,7 @@ import (
 type Caller struct {
 	Node     string
 	Serial   string    // lower-case hex
-	NotAfter time.Time // no call counts after it
+	NotAfter time.Time // streams end then; zero is never
 }
 
 // peerOf reads the caller from the connection's client certificate, which
@@ -104,7 +104,7 @@ func (s *Server) guard(ctx context.Context, caller Caller) (guarded context.Cont
 		expired := make(chan struct{})
 		go func() {
 			defer close(expired)
-			if clock.Until(ctx, s.p.Clock, caller.NotAfter) == nil {
+			if !caller.NotAfter.IsZero() && clock.Until(ctx, s.p.Clock, caller.NotAfter) == nil {
 				cancel(fault.New(fault.Denied, "the certificate that node %s opened this stream with has expired; connect again with a renewed one", caller.Node))
 			}
 		}()
