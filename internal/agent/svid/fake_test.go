@@ -153,7 +153,7 @@ func (w *world) SignX509(ctx context.Context, items []*nodev1.X509Item) ([]*node
 			return nil, err
 		}
 		w.serial++
-		tmpl := &x509.Certificate{SerialNumber: big.NewInt(0x1000 + w.serial), URIs: csr.URIs, NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(w.ttl)}
+		tmpl := &x509.Certificate{SerialNumber: big.NewInt(0x100 + w.serial), URIs: csr.URIs, NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(w.ttl)}
 		for _, ip := range i.IpAddresses {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, net.IP(ip))
 		}

@@ -492,11 +492,11 @@ func TestARevokedSerialGetsANewKeyAtOnce(t *testing.T) {
 			m := w.run(Params{})
 			w.change(func(v *upstream.View) {
 				v.Entries["default/web"] = entry("web", "unix:uid:1")
-				v.Revocations["r1"] = &nodev1.Revocation{Id: "r1", Serials: []string{"1001"}}
+				v.Revocations["r1"] = &nodev1.Revocation{Id: "r1", Serials: []string{"101"}}
 			})
 			s := m.Subscribe(web, "uid/1")
 			defer s.Close()
-			if got := w.next(s).SVIDs[0].Serial; got != "1002" {
+			if got := w.next(s).SVIDs[0].Serial; got != "102" {
 				t.Errorf("served %s", got)
 			}
 		})
@@ -577,6 +577,24 @@ func TestTrustWakesSubscribersAndWatchers(t *testing.T) {
 		u := w.next(s)
 		if u.SVIDs[0] != first.SVIDs[0] || u.Trust.CRLNumber["default"] != 7 || len(u.Trust.CRLs["example.org"]) != 2 {
 			t.Errorf("%v %+v", ids(u), u.Trust)
+		}
+	})
+}
+
+func TestBeforeTheRootsAreKnownNoSVIDIsHandedOut(t *testing.T) {
+	inBubble(t, func(w *world) {
+		bundles := w.view.Get().Bundles
+		w.change(func(v *upstream.View) {
+			v.Synced, v.Bundles = false, nil
+			v.Entries["default/web"] = entry("web", "unix:uid:1")
+		})
+		m := w.run(Params{})
+		s := m.Subscribe(web, "uid/1")
+		defer s.Close()
+		w.quiet(s, time.Second)
+		w.change(func(v *upstream.View) { v.Bundles = bundles })
+		if u := w.next(s); len(u.Trust.Roots["example.org"]) != 1 {
+			t.Error("no roots")
 		}
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -167,8 +166,9 @@ func newSVID(j *job, chain [][]byte, wall time.Time) (*SVID, error) {
 	}, nil
 }
 
-// serialHex is lower-case with whole bytes, as the journal writes it.
-func serialHex(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }
+// serialHex is how the authority writes a serial in revocations: no leading
+// zero.
+func serialHex(n *big.Int) string { return n.Text(16) }
 
 // lockedKey owns a secretmem.Buffer for as long as any SVID refers to it.
 type lockedKey struct{ bytes []byte }

@@ -137,8 +137,10 @@ func (s *Subscription) compose() state {
 	defer m.mu.Unlock()
 	st := state{update: &Update{Trust: trust, SVIDs: make([]*SVID, 0, len(s.slots))}, matched: len(s.slots), closed: s.closed, blocked: len(s.slots) > 0}
 	pending := false
+	// An SVID without the roots to verify peers by is of no use to anyone.
+	rootless := len(trust.Roots[trust.TrustDomain]) == 0 && !m.index.Get().view.Synced
 	for _, sl := range s.slots {
-		if sl.usable(wall) {
+		if sl.usable(wall) && !rootless {
 			st.update.SVIDs = append(st.update.SVIDs, sl.svid)
 			st.blocked = false
 			continue
@@ -149,6 +151,8 @@ func (s *Subscription) compose() state {
 		switch {
 		case blocked:
 			why = fault.New(fault.Denied, "identity %s is revoked and blocked until lifted (entry %s)", sl.entry.SpiffeId, sl.key.entry)
+		case rootless:
+			why = fault.New(fault.Unavailable, "the trust bundle of %q has not been received yet", trust.TrustDomain)
 		case why == nil:
 			why = fault.New(fault.Unavailable, "the certificate of entry %s is being signed", sl.key.entry)
 		default:

@@ -68,7 +68,7 @@ func cgroupSelectors(raw string) []Selector {
 
 // plainPath refuses what is not a path below the agent's root of cgroups.
 func plainPath(p string) bool {
-	if p[:1] != "/" || strings.HasSuffix(p, " (deleted)") {
+	if !strings.HasPrefix(p, "/") || strings.HasSuffix(p, " (deleted)") {
 		return false
 	}
 	for part := range strings.SplitSeq(p[1:], "/") {

@@ -27,6 +27,7 @@ func TestA21CgroupSelectors(t *testing.T) {
 		{"a name that only begins like another's is another", "4:memory:/docker/a\n3:cpu:/docker/ab\n", nil},
 		{"colons in the name belong to it", "0::/a:b\n", []Selector{"cgroup:/a:b"}},
 		{"not the format", "nonsense\n", nil},
+		{"an empty path", "::\n", nil},
 		{"a path that is none", "0::web\n", nil},
 	}
 	for _, test := range tests {
@@ -89,6 +90,7 @@ func FuzzProc(f *testing.F) {
 	f.Add("0::/system.slice/web.service\n")
 	f.Add("4:memory:/docker/a\n1:name=systemd:/b\n")
 	f.Add("Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9\n")
+	f.Add("::")
 	f.Add("12 (x) S 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1")
 	f.Fuzz(func(t *testing.T, raw string) {
 		for _, s := range cgroupSelectors(raw) {
