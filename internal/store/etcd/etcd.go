@@ -133,9 +133,17 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 func start(ctx context.Context, cfg Config, log *slog.Logger, lock *dirLock) (*Store, error) {
-	if err := verify(cfg.Dir); err != nil {
+	unborn, err := verify(cfg.Dir)
+	if err != nil {
 		return nil, fault.New(fault.Internal,
 			"the data in %s is damaged: %w; nothing was changed: restore a snapshot into another directory, or move this one away to begin anew", cfg.Dir, err)
+	}
+	if unborn { // nothing was ever committed: begin again
+		for _, path := range []string{walDir(cfg.Dir), dbPath(cfg.Dir)} {
+			if err := os.RemoveAll(path); err != nil {
+				return nil, fmt.Errorf("start the store in %s: %w", cfg.Dir, err)
+			}
+		}
 	}
 	if err := durable.OS.Remove(markPath(cfg.Dir)); err != nil {
 		return nil, fmt.Errorf("start the store in %s: %w", cfg.Dir, err)
@@ -148,7 +156,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger, lock *dirLock) (*S
 	}
 	s := &Store{cfg: cfg, log: log, srv: srv, kv: srv.KV(), lock: lock, halt: h}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.gate = newGate(cfg, func() int64 { return srv.Backend().SizeInUse() })
+	s.gate = newGate(cfg, srv.Backend().SizeInUse, srv.Backend().Size)
 	h.serving.Store(true)
 	srv.Start()
 

@@ -1,6 +1,8 @@
 package etcd
 
 import (
+	"errors"
+	"os"
 	"sync"
 	"time"
 
@@ -19,6 +21,7 @@ type gate struct {
 	quota   int64
 	reserve int64
 	inUse   func() int64                            // bytes of pages in use, as of the last batch
+	end     func() int64                            // bytes of the page file in use or to be used again
 	free    func(dir string) (bytes int64, _ error) // of the disk
 
 	full chan struct{} // holds a token after a refusal: maintain makes room
@@ -28,6 +31,7 @@ type gate struct {
 	admitted int64      // bytes admitted since inUse last changed
 	checked  time.Time  // of the disk
 	diskFree int64      // then, less what was admitted since
+	backed   int64      // bytes of the page file that have their place on the disk
 }
 
 const (
@@ -35,17 +39,19 @@ const (
 	opCost = 256
 	// The disk is asked again after this long, or sooner when little is left.
 	diskRecheck = 100 * time.Millisecond
+	// backAhead is how much room is taken at once, and half of it always there.
+	backAhead = 16 << 20
 )
 
-func newGate(cfg Config, inUse func() int64) *gate {
+func newGate(cfg Config, inUse, end func() int64) *gate {
 	return &gate{
 		dir: cfg.Dir, quota: cfg.QuotaBytes, reserve: cfg.ReserveBytes,
-		inUse: inUse, free: diskFree, full: make(chan struct{}, 1),
+		inUse: inUse, end: end, free: diskFree, full: make(chan struct{}, 1),
 	}
 }
 
-// admit lets transactions that only delete pass over the quota: they are how
-// room is made.
+// admit lets transactions that only delete pass over the quota and into half
+// of the reserve: they are how room is made.
 func (g *gate) admit(txn store.Txn) error {
 	cost, puts := int64(0), false
 	for _, op := range txn.Then {
@@ -57,11 +63,18 @@ func (g *gate) admit(txn store.Txn) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err := g.diskLocked(cost); err != nil {
-		return err
-	}
 	if used := g.inUse(); used != g.seen {
 		g.seen, g.admitted = used, 0
+	}
+	reserve := g.reserve
+	if !puts {
+		reserve /= 2
+	}
+	if err := g.diskLocked(cost, reserve); err != nil {
+		return err
+	}
+	if err := g.backLocked(cost); err != nil {
+		return err
 	}
 	if puts && g.seen+g.admitted+cost > g.quota {
 		select {
@@ -76,18 +89,42 @@ func (g *gate) admit(txn store.Txn) error {
 }
 
 // diskLocked counts each byte twice: once for the log, once for the pages.
-func (g *gate) diskLocked(cost int64) error {
-	if now := time.Now(); now.Sub(g.checked) > diskRecheck || g.diskFree-2*cost < g.reserve {
+func (g *gate) diskLocked(cost, reserve int64) error {
+	if now := time.Now(); now.Sub(g.checked) > diskRecheck || g.diskFree-2*cost < reserve {
 		free, err := g.free(g.dir)
 		if err != nil {
 			return fault.New(fault.Unavailable, "see how much disk is free at %s: %w", g.dir, err)
 		}
 		g.checked, g.diskFree = now, free
 	}
-	if g.diskFree-2*cost < g.reserve {
-		return fault.New(fault.Limited, "the disk of %s is full: %d bytes are free and %d are kept in reserve; nothing was written: free some", g.dir, g.diskFree, g.reserve)
+	if g.diskFree-2*cost < reserve {
+		return fault.New(fault.Limited, "the disk of %s is full: %d bytes are free and %d are kept in reserve; nothing was written: free some", g.dir, g.diskFree, reserve)
 	}
 	g.diskFree -= 2 * cost
+	return nil
+}
+
+// backLocked takes room on the disk for the pages that will be written some
+// time after the commit is acknowledged: another program that fills the disk
+// in between must not stop them. The log takes its room itself.
+func (g *gate) backLocked(cost int64) error {
+	want := g.end() + g.admitted + cost + backAhead/2
+	if want <= g.backed {
+		return nil
+	}
+	want += backAhead / 2
+	f, err := os.OpenFile(dbPath(g.dir), os.O_RDWR, 0)
+	if err != nil {
+		return fault.New(fault.Unavailable, "take room on the disk: %w", err)
+	}
+	defer f.Close()
+	switch err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, want); {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.New(fault.Limited, "the disk of %s is full: %w; nothing was written: free some", g.dir, err)
+	case err != nil && !errors.Is(err, unix.EOPNOTSUPP):
+		return fault.New(fault.Unavailable, "take room on the disk at %s: %w", g.dir, err)
+	}
+	g.backed = want
 	return nil
 }
 

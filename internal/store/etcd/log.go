@@ -7,6 +7,20 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
+// known are warnings that say nothing to the person who runs this; they are
+// written at level debug.
+var known = map[string]bool{
+	// The directory may belong to others too; makeDirs sees to what is ours.
+	"check file permission": true,
+	// A new server asks before its first batch is written, and again later.
+	"Failed to detect schema version":  true,
+	"failed to update storage version": true,
+	"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.": true,
+	"failed to update cluster version": true, // closed before it came to it
+	// What etcd keeps of a log whose unfinished last write it cut off.
+	"ignored file in WAL directory": true,
+}
+
 // slogCore writes etcd's warnings and errors to slog.
 type slogCore struct {
 	log    *slog.Logger
@@ -28,7 +42,9 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
-	if e.Level > zapcore.WarnLevel {
+	if known[e.Message] || e.LoggerName == "raft" && e.Level == zapcore.WarnLevel { // raft has no peers to warn about
+		level = slog.LevelDebug
+	} else if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError
 	}
 	c.log.LogAttrs(context.Background(), level, "etcd: "+e.Message, attrs(c.fields, fields)...)

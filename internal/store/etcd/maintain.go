@@ -17,8 +17,6 @@ const (
 	keepRevisions = 20_000
 	// compactEvery is how often history beyond that is dropped.
 	compactEvery = time.Minute
-	// keepWhenFull is what stays of the history when the store is full.
-	keepWhenFull = 100
 	// makeRoomEvery bounds how often a full store tries to make room.
 	makeRoomEvery = time.Second
 )
@@ -36,7 +34,7 @@ func (s *Store) maintain() {
 		case <-tick.C:
 			s.compact(s.cfg.history)
 		case <-s.gate.full:
-			s.compact(keepWhenFull)
+			s.compact(0) // watchers that lag list again
 			// The pages are given back with the next batch; until then
 			// another try frees nothing.
 			pause(s.ctx, makeRoomEvery)

@@ -8,7 +8,10 @@ import (
 	"hash/fnv"
 	"os"
 	"runtime/debug"
+	"slices"
 
+	"go.etcd.io/etcd/server/v3/storage/backend"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 	"golang.org/x/sys/unix"
 )
 
@@ -131,7 +134,9 @@ func (f *pageFile) page(p []byte, name, bucket string, low, high []byte) error {
 	if pageHeader+count*elementSize > uint64(len(p)) {
 		return fmt.Errorf("%s has more elements than room", name)
 	}
-	last := low
+	// bbolt writes keys and values in order, directly behind the elements, and
+	// zeros behind them: a wrong count shows.
+	last, place := low, pageHeader+count*elementSize
 	for i := range count {
 		e := p[pageHeader+i*elementSize:]
 		var pos, ksize, vsize uint64
@@ -140,9 +145,10 @@ func (f *pageFile) page(p []byte, name, bucket string, low, high []byte) error {
 		} else {
 			pos, ksize, vsize = uint64(ne.Uint32(e[4:])), uint64(ne.Uint32(e[8:])), uint64(ne.Uint32(e[12:]))
 		}
-		if pos < elementSize || ksize == 0 || pos+ksize+vsize > uint64(len(e)) {
+		if pageHeader+i*elementSize+pos != place || ksize == 0 || place+ksize+vsize > uint64(len(p)) {
 			return fmt.Errorf("%s has a damaged element", name)
 		}
+		place += ksize + vsize
 		key, value := e[pos:pos+ksize], e[pos+ksize:pos+ksize+vsize]
 		if order := bytes.Compare(key, last); last != nil && (order < 0 || order == 0 && i > 0) || high != nil && bytes.Compare(key, high) >= 0 {
 			return fmt.Errorf("%s has keys out of order", name)
@@ -174,12 +180,18 @@ func (f *pageFile) page(p []byte, name, bucket string, low, high []byte) error {
 			return err
 		}
 	}
+	if len(bytes.TrimLeft(p[place:], "\x00")) > 0 {
+		return fmt.Errorf("%s has more in it than it says", name)
+	}
 	return nil
 }
 
 // bucket is a value that holds the number of its root page, or 0 and the page
 // itself when it is small.
 func (f *pageFile) bucket(name string, value []byte) error {
+	if !slices.ContainsFunc(schema.AllBuckets, func(b backend.Bucket) bool { return b.String() == name }) {
+		return fmt.Errorf("bucket %q is none of etcd's", name)
+	}
 	if len(value) < bucketHeader {
 		return fmt.Errorf("bucket %s has a damaged header", name)
 	}
