@@ -20,6 +20,7 @@ import (
 	"github.com/legation-io/legation/internal/agent/session"
 	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/agent/upstream"
+	"github.com/legation-io/legation/internal/agent/workloadapi"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/clock"
@@ -61,6 +62,7 @@ type agent struct {
 	sessions *session.Server
 	envoys   *envoyDoor
 	sds      *sds.Server
+	api      *workloadapi.Server
 }
 
 func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
@@ -96,6 +98,10 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	})
 	a.envoys = newEnvoyDoor(a.manager, a.engine, a.link, log.With("part", "sds"))
 	a.sds = sds.New(sds.Params{Engine: a.engine, Authorise: a.envoys.authorise, Log: log.With("part", "sds"), Registerer: a.metrics})
+	a.api = workloadapi.New(workloadapi.Params{
+		Manager: a.manager, Attestor: a.attestor, TrustDomain: a.td, Log: log.With("part", "workloadapi"), Registerer: a.metrics,
+		OnDelivered: a.delivered, OnGone: func(subscriber string) { a.link.Report(&nodev1.ReportRequest{Gone: []string{subscriber}}) },
+	})
 	return a, nil
 }
 

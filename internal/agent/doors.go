@@ -38,6 +38,7 @@ func (a *agent) doors() (*doors, error) {
 	d := &doors{}
 	unary, stream := matrix.Interceptors(callers.As(callers.Workload), a.refusedCall)
 	d.public = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(a.attestor)), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	a.api.Register(d.public)
 	a.sds.Register(d.public)
 	localv1.RegisterSessionsServer(d.public, a.sessions)
 

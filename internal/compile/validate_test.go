@@ -147,7 +147,7 @@ func inline(t testing.TB, socket *corev3.TransportSocket) {
 		s.SdsConfig = nil
 	}
 	common.GetCombinedValidationContext().ValidationContextSdsSecretConfig.SdsConfig = nil
-	socket.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: pack(m.(proto.Message))}
+	socket.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: pack(m)}
 }
 
 func TestRealEnvoyAcceptsWhatIsCompiled(t *testing.T) {

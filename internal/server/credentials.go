@@ -64,8 +64,8 @@ func (cr *credentials) trust(state *ca.State) error {
 	return nil
 }
 
-// renew makes a key, signs for it, and serves it. The root is presented too:
-// an agent that pinned the bundle's hash recognises it.
+// renew makes a key, signs for it, and serves it. All roots are presented too,
+// in the bundle's order: an agent that pinned their hash recognises them.
 func (cr *credentials) renew(ctx context.Context) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -86,8 +86,9 @@ func (cr *credentials) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, root := cr.authority.Chain()
-	cr.cert.Store(&tls.Certificate{Certificate: append(append([][]byte{}, r.Chain...), root.Raw), PrivateKey: key, Leaf: leaf})
+	state, _ := cr.authority.State()
+	chain := append(append([][]byte{}, r.Chain...), state.Bundle.X509Roots...)
+	cr.cert.Store(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf})
 	cr.log.Debug("own certificate issued", "serial", r.Serial, "not_after", r.NotAfter)
 	return nil
 }

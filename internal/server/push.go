@@ -17,9 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// scopeAll is what every node sees.
-const scopeAll = distribute.Scope("all")
-
 // pusher keeps the engine in step with what is declared and what the
 // authority says. Each source has its goroutine; none waits for another.
 type pusher struct {
@@ -36,7 +33,7 @@ type pusher struct {
 func (p *pusher) trust(ctx context.Context) error {
 	for {
 		state, changed := p.authority.State()
-		p.engine.Replace(scopeAll, p.trustResources(state))
+		p.engine.Replace(node.ScopeAll, p.trustResources(state))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

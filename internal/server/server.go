@@ -90,7 +90,11 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err err
 	if err := openFormat(ctx, s.store, cfg.DataDir); err != nil {
 		return nil, err
 	}
-	kek, err := file.OpenKEK(durable.OS, cfg.KEKFile, true)
+	inUse, err := file.Sealed(ctx, s.store, s.td.Name())
+	if err != nil {
+		return nil, err
+	}
+	kek, err := file.OpenKEK(durable.OS, cfg.KEKFile, !inUse) // a lost one is not replaced silently
 	if err != nil {
 		return nil, err
 	}

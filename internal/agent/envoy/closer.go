@@ -83,10 +83,6 @@ func Unnamed(accepted, keep []Pair) []Pair {
 	return slices.DeleteFunc(slices.Clone(accepted), func(p Pair) bool { return known[p] })
 }
 
-// maxFailures bounds what is told of one request: where one descriptor may
-// not be borrowed none may.
-const maxFailures = 16
-
 // closeByTable finds the sockets in /proc/<pid>/net/tcp.
 func closeByTable(pid int, pairs []Pair, cause error) (int, []string) {
 	want := make(map[Pair]bool, len(pairs))

@@ -102,7 +102,7 @@ func (sn *session) begin(ctx context.Context) (err error) {
 
 // attest decides who the child is. It must be the caller's own child: a
 // session gives its parent the program's network identity.
-func (sn *session) attest(ctx context.Context) error {
+func (sn *session) attest(ctx context.Context) (err error) {
 	child, err := sn.server.p.Attestor.FromPID(int(sn.start.ChildPid))
 	if err != nil {
 		return fmt.Errorf("attest the program's process %d: %w", sn.start.ChildPid, err)
@@ -117,13 +117,11 @@ func (sn *session) attest(ctx context.Context) error {
 		return err
 	}
 	if parent != sn.runPID {
-		err = fault.New(fault.Denied, "process %d is not a child of the caller (pid %d)", sn.start.ChildPid, sn.runPID)
-		return err
+		return fault.New(fault.Denied, "process %d is not a child of the caller (pid %d)", sn.start.ChildPid, sn.runPID)
 	}
 	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
 	if err != nil {
-		err = fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
-		return err
+		return fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
 	}
 	defer file.Close()
 	selectors, err := workload.SelectorsForExec(ctx, child, file, sn.start.ExecPath)
@@ -131,14 +129,17 @@ func (sn *session) attest(ctx context.Context) error {
 		return fmt.Errorf("attest the program: %w", err)
 	}
 	sub := sn.server.p.Manager.Subscribe(selectors, svid.Instance("session/"+sn.id))
+	defer func() {
+		if err != nil {
+			sub.Close()
+		}
+	}()
 	first, err := sub.Next(ctx) // held for a while when nothing matches
 	if err != nil {
-		sub.Close()
 		return err
 	}
 	entry, err := choose(first.SVIDs, sn.start.SpiffeId)
 	if err != nil {
-		sub.Close()
 		return err
 	}
 	sn.child, sn.entry, sn.sub, sn.first = child, entry, sub, first
@@ -319,6 +320,7 @@ func (sn *session) end() {
 	sn.server.p.Link.UnwatchSubject(sn.id)
 	sn.server.p.Engine.Drop(sn.configScope())
 	sn.sub.Close()
+	sn.server.p.Manager.Forget(svid.Instance("session/" + sn.id)) // nobody will ask for this key again
 	sn.child.Close()
 	os.RemoveAll(sn.dir)
 	sn.server.p.Link.Report(&nodev1.ReportRequest{Gone: []string{Subscriber(sn.id)}})

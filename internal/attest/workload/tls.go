@@ -56,7 +56,7 @@ func (tlsTransport) ClientHandshake(context.Context, string, net.Conn) (net.Conn
 }
 
 func (tlsTransport) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 func (t tlsTransport) Clone() credentials.TransportCredentials { return t }
