@@ -38,6 +38,8 @@ var measurements = []measurement{
 	{"door", issuanceDoor},
 	{"push", push},
 	{"proxies", proxies},
+	{"workload", workloadAPI},
+	{"start", agentStart},
 	{"memory", proxyMemory},
 	{"pairs", pairs},
 	{"hops", hops},
