@@ -222,7 +222,7 @@ func (sn *session) listen() (net.Listener, error) {
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "listen for the session's Envoy: %w", err)
 	}
-	if err := os.Chmod(sn.socket(), 0o600); err == nil && int(sn.start.EnvoyUid) != os.Geteuid() {
+	if err = os.Chmod(sn.socket(), 0o600); err == nil && int(sn.start.EnvoyUid) != os.Geteuid() {
 		err = os.Chown(sn.socket(), int(sn.start.EnvoyUid), -1)
 	}
 	if err != nil {
