@@ -11,6 +11,7 @@ import (
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/acks"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/node/jointoken"
 	"github.com/legation-io/legation/internal/attest/node/registry"
@@ -68,7 +69,7 @@ type server struct {
 	engine    *distribute.Engine
 	creds     *credentials
 	nodes     *node.Server
-	acks      *node.Acks
+	acks      *acks.Ledger
 	admin     *admin.Server
 	operators *callers.SPIFFE
 	pusher    *pusher
@@ -147,7 +148,7 @@ func serverNames(cfg Config) []string {
 
 func (s *server) doors() {
 	tokens := jointoken.New(jointoken.Params{Store: s.store, TrustDomain: s.td})
-	s.acks = node.NewAcks(node.AcksParams{Registerer: s.metrics})
+	s.acks = acks.New(acks.Params{Registerer: s.metrics})
 	compiler := subjects{s.catalog}
 	s.nodes = node.New(node.Params{
 		TrustDomain: s.td, Authority: s.authority, Registry: s.registry, Attestors: map[string]attestnode.Attestor{tokens.Method(): tokens},
@@ -160,10 +161,20 @@ func (s *server) doors() {
 		Limits: nodeLimits(s.cfg.Limits), Log: s.log.With("part", "nodes"), Registerer: s.metrics, Version: version.Version,
 	})
 	s.admin = admin.New(admin.Params{
-		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Nodes: s.nodes, Acks: s.acks,
+		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Connected: s.connected, Acks: s.acks,
 		Engine: s.engine, Store: s.store, Clock: clock.System, Log: s.log.With("part", "admin"), Version: version.Version, Started: s.started,
 	})
 	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}
+}
+
+// connected is which nodes are here, for people.
+func (s *server) connected() []admin.Presence {
+	list := s.nodes.Connected()
+	out := make([]admin.Presence, len(list))
+	for i, p := range list {
+		out[i] = admin.Presence{Node: p.Node, Since: p.Since, Version: p.Version}
+	}
+	return out
 }
 
 func (s *server) run(ctx context.Context, ready func()) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
+	"github.com/legation-io/legation/internal/acks"
 	"github.com/legation-io/legation/internal/attest/node/jointoken"
 	"github.com/legation-io/legation/internal/attest/node/registry"
 	"github.com/legation-io/legation/internal/ca"
@@ -21,10 +22,16 @@ import (
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/ledger"
-	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
+
+// Presence is a node that is connected to this replica.
+type Presence struct {
+	Node    string
+	Since   time.Time
+	Version string // of its program
+}
 
 // Params are a Server's inputs.
 type Params struct {
@@ -34,14 +41,15 @@ type Params struct {
 	Journal     *ledger.Journal
 	Registry    *registry.Registry
 	Tokens      *jointoken.Tokens
-	Nodes       *node.Server
-	Acks        *node.Acks
-	Engine      *distribute.Engine
-	Store       store.Store
-	Clock       clock.Clock
-	Log         *slog.Logger
-	Version     string
-	Started     time.Time
+	// Connected lists the nodes that are connected to this replica.
+	Connected func() []Presence
+	Acks      *acks.Ledger
+	Engine    *distribute.Engine
+	Store     store.Store
+	Clock     clock.Clock
+	Log       *slog.Logger
+	Version   string
+	Started   time.Time
 }
 
 // Server implements adminv1.AdminServer.

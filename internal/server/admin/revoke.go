@@ -10,7 +10,6 @@ import (
 	"github.com/legation-io/legation/internal/ca"
 	"github.com/legation-io/legation/internal/callers"
 	"github.com/legation-io/legation/internal/fault"
-	"github.com/legation-io/legation/internal/server/node"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -167,9 +166,9 @@ func (s *Server) Lift(ctx context.Context, req *adminv1.LiftRequest) (*adminv1.L
 }
 
 // presence is which nodes are connected, by name.
-func (s *Server) presence() map[string]node.Presence {
-	m := map[string]node.Presence{}
-	for _, p := range s.p.Nodes.Connected() {
+func (s *Server) presence() map[string]Presence {
+	m := map[string]Presence{}
+	for _, p := range s.p.Connected() {
 		m[p.Node] = p
 	}
 	return m

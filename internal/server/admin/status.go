@@ -10,7 +10,6 @@ import (
 	"github.com/legation-io/legation/internal/attest/node/registry"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/ledger"
-	"github.com/legation-io/legation/internal/server/node"
 )
 
 // ListNodes lists attested nodes.
@@ -46,7 +45,7 @@ func (s *Server) nodes(ctx context.Context) ([]*adminv1.Node, error) {
 	return nodes, nil
 }
 
-func (s *Server) describe(r registry.Record, here map[string]node.Presence, subs map[string]int) *adminv1.Node {
+func (s *Server) describe(r registry.Record, here map[string]Presence, subs map[string]int) *adminv1.Node {
 	snapshot, _ := s.p.Catalog.Snapshot()
 	n := &adminv1.Node{
 		Name: r.Name, SpiffeId: r.SPIFFEID, Method: r.Method, AttestedAtUnix: r.AttestedAt.Unix(), Serial: r.Serial,

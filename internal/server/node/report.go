@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/acks"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/limit"
 	"google.golang.org/grpc"
@@ -30,7 +31,7 @@ func (s *Server) report(ctx context.Context, caller Caller, stream grpc.BidiStre
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	requests := receive(ctx, &s.readers, cancel, stream.Recv)
-	var session *AckSession
+	var session *acks.Session
 	for {
 		select {
 		case <-ctx.Done():

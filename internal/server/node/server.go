@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/acks"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/node/registry"
 	"github.com/legation-io/legation/internal/ca"
@@ -65,7 +66,7 @@ type Params struct {
 	// the config resources that this door compiles.
 	Engine   *distribute.Engine
 	Subjects SubjectCompiler
-	Acks     *Acks
+	Acks     *acks.Ledger
 	// Bundle is the trust domain's own, handed out at attestation.
 	Bundle func() *nodev1.Bundle
 	// Explain says which declared entries come near; optional.
@@ -130,7 +131,7 @@ func New(p Params) *Server {
 		p.Entries = pushedEntries{p.Engine}
 	}
 	if p.Acks == nil {
-		p.Acks = NewAcks(AcksParams{Clock: p.Clock})
+		p.Acks = acks.New(acks.Params{Clock: p.Clock})
 	}
 	p.Limits = p.Limits.withDefaults()
 	return &Server{

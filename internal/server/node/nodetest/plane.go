@@ -16,6 +16,7 @@ import (
 	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/acks"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/node/jointoken"
 	"github.com/legation-io/legation/internal/attest/node/registry"
@@ -40,7 +41,7 @@ type Plane struct {
 	Registry    *registry.Registry
 	Tokens      *jointoken.Tokens
 	Engine      *distribute.Engine
-	Acks        *node.Acks
+	Acks        *acks.Ledger
 	Server      *node.Server
 	// Address is where it listens; it stays over Stop and Start.
 	Address string
@@ -77,7 +78,7 @@ func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Optio
 	p.Registry = registry.New(registry.Params{Store: st, TrustDomain: p.TrustDomain, Clock: p.Clock})
 	p.Tokens = jointoken.New(jointoken.Params{Store: st, TrustDomain: p.TrustDomain, Clock: p.Clock})
 	p.Engine = distribute.New(distribute.Params{})
-	p.Acks = node.NewAcks(node.AcksParams{})
+	p.Acks = acks.New(acks.Params{})
 	params := node.Params{
 		TrustDomain: p.TrustDomain, Authority: p.Authority, Registry: p.Registry,
 		Attestors: map[string]attestnode.Attestor{p.Tokens.Method(): p.Tokens},

@@ -1,4 +1,4 @@
-package node
+package acks
 
 import (
 	"slices"
@@ -30,7 +30,7 @@ func (s Subscriber) id() string { return s.Node + "/" + s.Name }
 
 // Subscribers lists all subscribers of a node ("" lists all nodes'), by node
 // and name.
-func (a *Acks) Subscribers(node string) []Subscriber {
+func (a *Ledger) Subscribers(node string) []Subscriber {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []Subscriber
@@ -71,13 +71,13 @@ func (s *subscriberAcks) describe(node, name string, states bool) Subscriber {
 	return out
 }
 
-// ClassCount is how many subscribers of a class there are, and how many of
+// Count is how many subscribers of a class there are, and how many of
 // them hold at least the CRL asked for.
-type ClassCount struct{ Total, Reached int }
+type Count struct{ Total, Reached int }
 
-// CRLCounts is how far a CRL has come.
-type CRLCounts struct {
-	Classes map[nodev1.Class]ClassCount
+// Counts is how far a CRL has come.
+type Counts struct {
+	Classes map[nodev1.Class]Count
 	// Missing names subscribers that do not hold it, "<node>/<subscriber>",
 	// sorted. Away are those among them whose node is not connected; they are
 	// counted in CLASS_UNKNOWN.
@@ -88,10 +88,10 @@ type CRLCounts struct {
 // CRL counts who holds the CRL with that number, or a later one. A
 // subscriber without any resource that carries a CRL, and with nothing
 // pending, verifies nobody and is not counted.
-func (a *Acks) CRL(number uint64) CRLCounts {
+func (a *Ledger) CRL(number uint64) Counts {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := CRLCounts{Classes: map[nodev1.Class]ClassCount{}}
+	out := Counts{Classes: map[nodev1.Class]Count{}}
 	for node, n := range a.nodes {
 		for name, s := range n.subscribers {
 			sub := s.describe(node, name, false)

@@ -1,4 +1,8 @@
-package node
+// Package acks answers "who holds what, and who does not": for every local
+// subscriber behind an agent and every resource, what was sent, acknowledged
+// or refused, since when, and what a revocation ended. The node door writes
+// it, the admin door reads it; neither needs the other.
+package acks
 
 import (
 	"cmp"
@@ -11,8 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// AcksParams are the inputs of an Acks; the zero value works.
-type AcksParams struct {
+// Params are the inputs of a Ledger; the zero value works.
+type Params struct {
 	Clock      clock.Clock
 	Registerer prometheus.Registerer
 	// SubscribersPerNode and StatesPerSubscriber bound what one node may
@@ -24,12 +28,12 @@ type AcksParams struct {
 	Revocations int
 }
 
-// Acks is the control plane's acknowledgement ledger of what lies behind the
+// Ledger is the control plane's acknowledgement ledger of what lies behind the
 // agents: for every local subscriber and resource what was sent,
 // acknowledged or refused, since when; and what revocations ended. What the
 // agents themselves acknowledged is in the engine's own ledger.
-type Acks struct {
-	p AcksParams
+type Ledger struct {
+	p Params
 
 	mu      sync.Mutex // guards all below
 	nodes   map[string]*nodeAcks
@@ -40,7 +44,7 @@ type Acks struct {
 }
 
 type nodeAcks struct {
-	session     *AckSession // nil: away
+	session     *Session // nil: away
 	subscribers map[string]*subscriberAcks
 }
 
@@ -60,15 +64,15 @@ type Ended struct {
 	*nodev1.ConnectionsEnded
 }
 
-// NewAcks returns an empty ledger.
-func NewAcks(p AcksParams) *Acks {
+// New returns an empty ledger.
+func New(p Params) *Ledger {
 	if p.Clock == nil {
 		p.Clock = clock.System
 	}
 	p.SubscribersPerNode = cmp.Or(p.SubscribersPerNode, 4096)
 	p.StatesPerSubscriber = cmp.Or(p.StatesPerSubscriber, 1024)
 	p.Revocations = cmp.Or(p.Revocations, 4096)
-	a := &Acks{p: p, nodes: map[string]*nodeAcks{}, ended: map[string][]Ended{}, changed: make(chan struct{}),
+	a := &Ledger{p: p, nodes: map[string]*nodeAcks{}, ended: map[string][]Ended{}, changed: make(chan struct{}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "legation_reports_dropped_total", Help: "Reported lines dropped because a node is over its limits."})}
 	if p.Registerer != nil {
@@ -77,15 +81,15 @@ func NewAcks(p AcksParams) *Acks {
 	return a
 }
 
-// AckSession is one report stream.
-type AckSession struct {
-	acks *Acks
+// Session is one report stream.
+type Session struct {
+	acks *Ledger
 	node string
 }
 
 // Open begins a node's report stream: it replaces the one before.
-func (a *Acks) Open(node string) *AckSession {
-	s := &AckSession{acks: a, node: node}
+func (a *Ledger) Open(node string) *Session {
+	s := &Session{acks: a, node: node}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.nodes[node] = &nodeAcks{session: s, subscribers: map[string]*subscriberAcks{}}
@@ -95,7 +99,7 @@ func (a *Acks) Open(node string) *AckSession {
 
 // Close marks the node's subscribers as away, unless a newer stream has
 // replaced this one. They are counted as unknown until the node is back.
-func (s *AckSession) Close() {
+func (s *Session) Close() {
 	a := s.acks
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -111,7 +115,7 @@ func (s *AckSession) Close() {
 }
 
 // Forget drops a node that will not come back.
-func (a *Acks) Forget(node string) {
+func (a *Ledger) Forget(node string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.nodes, node)
@@ -119,7 +123,7 @@ func (a *Acks) Forget(node string) {
 }
 
 // Apply takes one report: who is gone first, then what is.
-func (s *AckSession) Apply(req *nodev1.ReportRequest) error {
+func (s *Session) Apply(req *nodev1.ReportRequest) error {
 	a := s.acks
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -152,7 +156,7 @@ func (s *AckSession) Apply(req *nodev1.ReportRequest) error {
 	return nil
 }
 
-func (a *Acks) subscriberLocked(n *nodeAcks, name string) *subscriberAcks {
+func (a *Ledger) subscriberLocked(n *nodeAcks, name string) *subscriberAcks {
 	sub := n.subscribers[name]
 	if sub == nil {
 		if name == "" || len(name) > 256 || len(n.subscribers) >= a.p.SubscribersPerNode {
@@ -164,7 +168,7 @@ func (a *Acks) subscriberLocked(n *nodeAcks, name string) *subscriberAcks {
 	return sub
 }
 
-func (a *Acks) endedLocked(node string, e *nodev1.ConnectionsEnded) {
+func (a *Ledger) endedLocked(node string, e *nodev1.ConnectionsEnded) {
 	id := e.GetRevocation()
 	if _, ok := a.ended[id]; !ok {
 		if len(a.order) >= a.p.Revocations {
@@ -183,20 +187,20 @@ func (a *Acks) endedLocked(node string, e *nodev1.ConnectionsEnded) {
 	}
 }
 
-func (a *Acks) changedLocked() {
+func (a *Ledger) changedLocked() {
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
 // Watch returns a channel that is closed at the next change.
-func (a *Acks) Watch() <-chan struct{} {
+func (a *Ledger) Watch() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.changed
 }
 
 // Ended lists what subscribers did with a revocation's open connections.
-func (a *Acks) Ended(revocation string) []Ended {
+func (a *Ledger) Ended(revocation string) []Ended {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.ended[revocation])

@@ -1,12 +1,11 @@
-package node_test
+package acks_test
 
 import (
 	"slices"
 	"testing"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
-	"github.com/legation-io/legation/internal/server/node"
-	"github.com/legation-io/legation/internal/server/node/nodetest"
+	"github.com/legation-io/legation/internal/acks"
 )
 
 const (
@@ -21,7 +20,7 @@ func state(subscriber string, class nodev1.Class, name, sent, acked string, crl 
 }
 
 func TestCRLIsCountedByClass(t *testing.T) {
-	a := node.NewAcks(node.AcksParams{})
+	a := acks.New(acks.Params{})
 	web, db := a.Open("web-1"), a.Open("db-1")
 	apply(t, web,
 		state("envoy/1", acknowledged, "ROOTCA", "v2", "v2", 5),
@@ -32,7 +31,7 @@ func TestCRLIsCountedByClass(t *testing.T) {
 		state("workload-api/1", delivered, "x509", "v2", "v2", 6))
 	apply(t, db, state("sdk/1", enforcing, "crl", "v2", "v2", 5), state("files/1", unknown, "crl", "v2", "v1", 4))
 	got := a.CRL(5)
-	want := map[nodev1.Class]node.ClassCount{
+	want := map[nodev1.Class]acks.Count{
 		acknowledged: {Total: 3, Reached: 1}, delivered: {Total: 1, Reached: 1}, enforcing: {Total: 1, Reached: 1}, unknown: {Total: 1, Reached: 0},
 	}
 	for class, count := range want {
@@ -62,7 +61,7 @@ func TestCRLIsCountedByClass(t *testing.T) {
 	}
 }
 
-func apply(t *testing.T, s *node.AckSession, states ...*nodev1.SubscriberState) {
+func apply(t *testing.T, s *acks.Session, states ...*nodev1.SubscriberState) {
 	t.Helper()
 	if err := s.Apply(&nodev1.ReportRequest{States: states}); err != nil {
 		t.Fatal(err)
@@ -70,7 +69,7 @@ func apply(t *testing.T, s *node.AckSession, states ...*nodev1.SubscriberState) 
 }
 
 func TestGoneComesBeforeWhatIs(t *testing.T) {
-	a := node.NewAcks(node.AcksParams{})
+	a := acks.New(acks.Params{})
 	s := a.Open("web-1")
 	apply(t, s, state("envoy/1", acknowledged, "old", "v", "v", 1))
 	if err := s.Apply(&nodev1.ReportRequest{Gone: []string{"envoy/1"}, States: []*nodev1.SubscriberState{state("envoy/1", acknowledged, "new", "v", "v", 2)}}); err != nil {
@@ -83,7 +82,7 @@ func TestGoneComesBeforeWhatIs(t *testing.T) {
 }
 
 func TestOneNodeCannotFillTheLedger(t *testing.T) {
-	a := node.NewAcks(node.AcksParams{SubscribersPerNode: 2, StatesPerSubscriber: 2, Revocations: 2})
+	a := acks.New(acks.Params{SubscribersPerNode: 2, StatesPerSubscriber: 2, Revocations: 2})
 	s := a.Open("web-1")
 	for _, sub := range []string{"a", "b", "c"} {
 		for _, name := range []string{"1", "2", "3"} {
@@ -102,30 +101,4 @@ func TestOneNodeCannotFillTheLedger(t *testing.T) {
 	if len(a.Ended("r1")) != 0 || len(a.Ended("r3")) != 1 || a.Ended("r3")[0].GetClosed() != 3 || a.Ended("r3")[0].Node != "web-1" {
 		t.Fatalf("%v, %v", a.Ended("r1"), a.Ended("r3"))
 	}
-}
-
-func TestReportsOverTheWire(t *testing.T) {
-	p := nodetest.New(t)
-	conn, _ := attested(t, p, "web-1")
-	changed := p.Acks.Watch()
-	stream, err := nodev1.NewNodeClient(conn).Report(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range []*nodev1.ReportRequest{
-		{Hello: hello()},
-		{States: []*nodev1.SubscriberState{state("envoy/1", acknowledged, "ROOTCA", "v", "v", 3)},
-			Served: []*nodev1.ServedCertificate{{Subscriber: "envoy/1", Serial: "ab"}}},
-	} {
-		if err := stream.Send(m); err != nil {
-			t.Fatal(err)
-		}
-	}
-	<-changed
-	nodetest.Eventually(t, "it is in the ledger", func() bool { return p.Acks.CRL(3).Classes[acknowledged].Reached == 1 })
-	if s := p.Acks.Subscribers("web-1")[0]; s.Served.GetSerial() != "ab" {
-		t.Fatalf("%+v", s)
-	}
-	conn.Close()
-	nodetest.Eventually(t, "it is away", func() bool { return len(p.Acks.CRL(3).Away) == 1 })
 }
