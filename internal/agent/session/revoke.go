@@ -3,8 +3,9 @@ package session
 import (
 	"context"
 	"net"
-	"slices"
+	"reflect"
 	"strconv"
+	"sync"
 	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
@@ -24,20 +25,29 @@ type ending struct {
 // within 2 ms.
 const grace = 25 * time.Millisecond
 
-// watchRevocations ends connections as revocations arrive. Those that were
-// there before the session began found no connection to end.
+// watchRevocations ends connections as revocations arrive: at once those that
+// are known to be hit, a moment later the accepted ones that nobody could
+// name. Those revocations that were there before the session began found no
+// connection to end.
 func (sn *session) watchRevocations(ctx context.Context) error {
 	view, changed := sn.server.p.Views.View()
 	known := map[string]bool{}
-	if view != nil {
-		for id := range view.Revocations {
-			known[id] = true
-		}
+	for id := range view.Revocations {
+		known[id] = true
 	}
+	var unnamed []*nodev1.Revocation // first round done, second due
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-timer.C:
+			for _, r := range unnamed {
+				sn.endUnnamed(r)
+			}
+			unnamed = nil
+			continue
 		case <-changed:
 		}
 		arrived := time.Now()
@@ -45,7 +55,10 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 		for id, r := range view.Revocations {
 			if !known[id] {
 				known[id] = true
-				sn.revoked(ctx, r, arrived)
+				if sn.endKnown(r, arrived) {
+					unnamed = append(unnamed, r)
+					timer.Reset(grace)
+				}
 			}
 		}
 		for id := range known {
@@ -59,17 +72,21 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 // hits reports whether a connection is one that the revocation ends: its peer
 // is revoked, or this program itself is.
 func hits(r *nodev1.Revocation, own string) func(*envoy.Connection) bool {
+	serials := make(map[string]bool, len(r.Serials))
+	for _, s := range r.Serials {
+		serials[envoy.Serial(s)] = true
+	}
 	return func(c *envoy.Connection) bool {
 		if r.SpiffeId != "" && (c.PeerID == r.SpiffeId || own == r.SpiffeId) {
 			return true
 		}
-		return c.PeerSerial != "" && slices.ContainsFunc(r.Serials, func(s string) bool { return envoy.Serial(s) == c.PeerSerial })
+		return c.PeerSerial != "" && serials[c.PeerSerial]
 	}
 }
 
-// revoked ends the connections that are known to be hit at once, and then the
-// accepted ones whose peer nobody knows.
-func (sn *session) revoked(ctx context.Context, r *nodev1.Revocation, arrived time.Time) {
+// endKnown ends the connections that are known to be hit, and has the parent
+// remember which others there are. It reports false without an Envoy.
+func (sn *session) endKnown(r *nodev1.Revocation, arrived time.Time) bool {
 	var pairs []*localv1.SocketPair
 	for _, c := range sn.logs.Table.Open(hits(r, sn.spiffeID())) {
 		pairs = append(pairs, pairOf(c.Pair()))
@@ -81,43 +98,71 @@ func (sn *session) revoked(ctx context.Context, r *nodev1.Revocation, arrived ti
 	}
 	sn.mu.Unlock()
 	if pid == 0 {
-		return
+		return false
 	}
-	sn.log.Info("revocation: ending connections", "revocation", r.Id, "of", r.SpiffeId, "connections", len(pairs))
+	if len(pairs) > 0 {
+		sn.log.Info("revocation: ending connections", "revocation", r.Id, "of", r.SpiffeId, "connections", len(pairs))
+	}
 	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: pairs, InboundPorts: sn.inboundPorts()}))
-	timer := time.NewTimer(grace)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return
-	case <-timer.C:
-	}
+	return true
+}
+
+// endUnnamed ends accepted connections that were there when the revocation
+// came and whose peer is still not known, or turned out to be hit.
+func (sn *session) endUnnamed(r *nodev1.Revocation) {
+	hit := hits(r, sn.spiffeID())
 	var keep []*localv1.SocketPair
-	late := hits(r, sn.spiffeID())
-	for _, c := range sn.logs.Table.Open(func(c *envoy.Connection) bool { return c.Direction == envoy.Inbound && !late(c) }) {
+	for _, c := range sn.logs.Table.Open(func(c *envoy.Connection) bool { return c.Direction == envoy.Inbound && !hit(c) }) {
 		keep = append(keep, pairOf(c.Pair()))
 	}
+	sn.mu.Lock()
+	pid := sn.envoyPID
+	sn.mu.Unlock()
 	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Unnamed: true, Keep: keep}))
 }
 
 // connected ends a connection that came to be while its peer's revocation
 // was on its way.
 func (sn *session) connected(c *envoy.Connection) {
+	if c.PeerSerial == "" {
+		return
+	}
 	view, _ := sn.server.p.Views.View()
-	if view == nil || c.PeerSerial == "" {
+	id, revoked := sn.server.revoked.lookup(view.Revocations, c.PeerSerial)
+	if !revoked {
 		return
 	}
-	for _, r := range view.Revocations {
-		if !slices.ContainsFunc(r.Serials, func(s string) bool { return envoy.Serial(s) == c.PeerSerial }) {
-			continue
+	sn.mu.Lock()
+	pid := sn.envoyPID
+	sn.mu.Unlock()
+	sn.log.Warn("a revoked peer connected before the CRL was in force; ended", "peer", c.PeerID, "serial", c.PeerSerial)
+	sn.send(closeMessage(&localv1.CloseSockets{Id: id, EnvoyPid: pid, Sockets: []*localv1.SocketPair{pairOf(c.Pair())}}))
+}
+
+// revokedSerials finds a revocation by serial. The index is made again only
+// when the revocations are others: Views share what did not change.
+type revokedSerials struct {
+	mu  sync.Mutex // guards what follows
+	of  uintptr    // identity of the map that was indexed
+	ids map[string]string
+}
+
+func (s *revokedSerials) lookup(revocations map[string]*nodev1.Revocation, serial string) (id string, ok bool) {
+	if len(revocations) == 0 {
+		return "", false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := reflect.ValueOf(revocations).Pointer(); s.ids == nil || s.of != at {
+		s.of, s.ids = at, map[string]string{}
+		for id, r := range revocations {
+			for _, serial := range r.Serials {
+				s.ids[envoy.Serial(serial)] = id
+			}
 		}
-		sn.mu.Lock()
-		pid := sn.envoyPID
-		sn.mu.Unlock()
-		sn.log.Warn("a revoked peer connected before the CRL was in force; ended", "peer", c.PeerID, "serial", c.PeerSerial)
-		sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: []*localv1.SocketPair{pairOf(c.Pair())}}))
-		return
 	}
+	id, ok = s.ids[serial]
+	return id, ok
 }
 
 // inboundPorts are where this session's Envoy accepts from other machines.

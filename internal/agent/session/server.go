@@ -61,6 +61,7 @@ type Server struct {
 	p       Params
 	metrics *envoy.Metrics
 	running sync.WaitGroup
+	revoked revokedSerials
 
 	mu       sync.Mutex // guards sessions
 	sessions map[string]*session
