@@ -196,7 +196,7 @@ func TestViewsShareWhatDidNotChange(t *testing.T) {
 func TestA54PoisonedResourceStopsNoOther(t *testing.T) {
 	p := nodetest.New(t)
 	p.SetEntry("web-1", webEntry())
-	p.SetEntry("web-1", &nodev1.Entry{Name: "poison", Namespace: "default", SpiffeId: "not an id"})
+	p.SetEntry("web-1", &nodev1.Entry{Name: "default/poison", Namespace: "default", SpiffeId: "not an id"})
 	a := newAgent(t, p)
 	a.start()
 	v := a.until("synced", func(v *View) bool { return synced(v) && len(v.Entries) > 0 })

@@ -84,7 +84,7 @@ func attested(t testing.TB, p *nodetest.Plane, name string) (*grpc.ClientConn, *
 }
 
 func entry(name string) *nodev1.Entry {
-	return &nodev1.Entry{Name: name, Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/" + name, Selectors: []string{"unix:uid:1"}}
+	return &nodev1.Entry{Name: "default/" + name, Namespace: "default", SpiffeId: "spiffe://example.org/ns/default/sa/" + name, Selectors: []string{"unix:uid:1"}}
 }
 
 func item(t testing.TB, name string) *nodev1.X509Item {

@@ -204,7 +204,7 @@ func (p *Plane) Token(name string) string {
 
 // SetEntry gives a node an entry and pushes it.
 func (p *Plane) SetEntry(name string, e *nodev1.Entry) {
-	p.SetTrust(node.NodeScope(name), "entry", e.GetNamespace()+"/"+e.GetName(), e)
+	p.SetTrust(node.NodeScope(name), "entry", e.GetName(), e)
 }
 
 // RemoveEntry takes an entry away.
