@@ -75,6 +75,12 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	if limit := time.Duration(s.agent.cfg.MaxRevocationAge); r.HeartbeatUnix != 0 && age > limit {
 		list = append(list, fmt.Sprintf("the CRL was last confirmed %s ago, more than maxRevocationAge (%s): a revocation may not have arrived", age.Round(time.Second), limit))
 	}
+	view, _ := s.agent.link.View()
+	for _, e := range view.Entries {
+		if e.Blocked {
+			list = append(list, fmt.Sprintf("%s is revoked and gets no certificate until somebody lifts that: legation lift %s", e.SpiffeId, e.SpiffeId))
+		}
+	}
 	for _, sub := range r.Subscribers {
 		for _, st := range sub.States {
 			if st.Error != "" {
@@ -166,6 +172,11 @@ func summary(req *localv1.WhyRequest, r *localv1.WhyResponse) string {
 		what = fmt.Sprintf("Process %d", req.Pid)
 	}
 	if len(r.Identities) > 0 {
+		for _, id := range r.Identities {
+			if id.Serial == "" {
+				return fmt.Sprintf("%s matches entry %s (%s), and no certificate is held for it now: it is revoked and blocked, or not signed yet; see: legation status --node", what, id.Entry, id.SpiffeId)
+			}
+		}
 		ids := make([]string, len(r.Identities))
 		for i, id := range r.Identities {
 			ids[i] = id.SpiffeId + " by entry " + id.Entry

@@ -258,39 +258,67 @@ func (sn *session) authorise(ctx context.Context) (*sds.Attachment, error) {
 	}, nil
 }
 
-// publish keeps the session's secrets in step with its SVID. An identity that
-// is taken away leaves the session up, with trust and without a certificate:
+// publish keeps the session's secrets in step with its SVID and with what is
+// trusted: a new CRL does not wait for a certificate. An identity that is
+// taken away leaves the session up, with trust and without a certificate:
 // peers refuse by CRL what its Envoy still holds, and the program goes on when
 // the block is lifted.
 func (sn *session) publish(ctx context.Context) error {
 	defer sn.server.p.Engine.Drop(sn.secretScope())
-	sn.secrets(sn.first)
-	gone := false
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer cancel()
+	updates := make(chan *svid.Update)
+	waiting.Go(func() { sn.follow(ctx, updates) })
+	current := sn.first
 	for {
+		sn.secrets(current)
 		trust, trusted := sn.server.p.Manager.Trust()
-		_, changed := sn.server.p.Views.View()
-		u, err := sn.sub.Next(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err == nil {
-			if gone {
-				gone = false
-				sn.log.Info("the identity is back")
-			}
-			sn.secrets(u)
+		if trust != current.Trust {
+			current = &svid.Update{SVIDs: current.SVIDs, Trust: trust}
 			continue
 		}
-		if !gone {
-			gone = true
-			sn.warn("the identity was taken away: " + err.Error())
-		}
-		sn.secrets(&svid.Update{Trust: trust})
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case current = <-updates:
 		case <-trusted:
+		}
+	}
+}
+
+// follow sends each newer Update, and one without SVIDs when the identity was
+// taken away.
+func (sn *session) follow(ctx context.Context, updates chan<- *svid.Update) {
+	gone := false
+	for {
+		_, changed := sn.server.p.Views.View()
+		u, err := sn.sub.Next(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			trust, _ := sn.server.p.Manager.Trust()
+			u = &svid.Update{Trust: trust}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case updates <- u:
+		}
+		switch {
+		case err == nil && gone:
+			sn.log.Info("the identity is back")
+		case err != nil && !gone:
+			sn.warn("the identity was taken away: " + err.Error())
+		}
+		if gone = err != nil; gone {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
 		}
 	}
 }

@@ -3,6 +3,8 @@ package admin
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"time"
 
@@ -113,6 +115,9 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 		}
 	}
 	r.Problems = s.problems(now, r)
+	for _, id := range slices.Sorted(maps.Keys(state.Blocked)) {
+		r.Problems = append(r.Problems, fmt.Sprintf("%s is revoked and gets no certificate until somebody lifts that: legation lift %s", id, id))
+	}
 	for _, q := range snapshot.Quarantined() {
 		r.Problems = append(r.Problems, fmt.Sprintf("stored %s %s/%s cannot be read and is not in force: %s; apply it again", q.Kind, q.Namespace, q.Name, q.Reason))
 	}
