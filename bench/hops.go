@@ -9,6 +9,7 @@ import (
 // hops is the latency that a pair of sidecars adds: the same requests with
 // and without them, in turns.
 func hops(ctx context.Context, r *run) ([]Row, error) {
+	defer calmGC()()
 	keys, err := newPKI()
 	if err != nil {
 		return nil, err

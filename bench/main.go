@@ -40,7 +40,7 @@ var measurements = []measurement{
 	{"proxies", proxies},
 	{"workload", workloadAPI},
 	{"start", agentStart},
-	{"memory", proxyMemory},
+	{"fleet", fleet},
 	{"pairs", pairs},
 	{"hops", hops},
 }
@@ -66,6 +66,13 @@ func (r *run) say(format string, args ...any) {
 }
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == bareCommand {
+		if err := serveBare(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	out := flag.String("out", "", "write the rows to this file, JSON")
 	only := flag.String("only", "", "take only measurements whose name matches this regular expression")
 	quick := flag.Bool("quick", false, "take fewer samples")

@@ -19,7 +19,7 @@ type nodes struct {
 	links  []*upstream.Link
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	// configured counts changes to subjects' configuration.
+	// configured counts the resources that subjects were given.
 	configured atomic.Int64
 }
 
@@ -39,7 +39,14 @@ func attachNodes(ctx context.Context, p *plane, first, n int) (*nodes, error) {
 		link := upstream.New(upstream.Params{
 			Servers: []string{p.address}, TrustDomain: benchDomain, BundleHash: token.GetBundleHash(),
 			Prover: attestnode.Proof(attestnode.JoinToken, []byte(token.GetToken())), Version: "bench",
-			OnConfig: func(string, upstream.ConfigUpdate) error { ns.configured.Add(1); return nil },
+			OnConfig: func(_ string, u upstream.ConfigUpdate) error {
+				for _, c := range u.Changes {
+					if c.Resource != nil && u.Refusal == nil {
+						ns.configured.Add(1)
+					}
+				}
+				return nil
+			},
 		})
 		ns.links = append(ns.links, link)
 		ns.wg.Go(func() { failed <- link.Run(ctx) })

@@ -9,6 +9,7 @@ import (
 // hand-written minimal mTLS pair and beside one that parses HTTP, all three
 // running, loaded in turns.
 func pairs(ctx context.Context, r *run) ([]Row, error) {
+	defer calmGC()()
 	keys, err := newPKI()
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ const agents = 100
 // push is from an operator's request to the last of 100 agents, with what
 // the store's commit takes left out.
 func push(ctx context.Context, r *run) ([]Row, error) {
+	defer calmGC()()
 	p, err := startPlane(ctx, r)
 	if err != nil {
 		return nil, err

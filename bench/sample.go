@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -104,12 +105,9 @@ func crowd(callers int, d time.Duration, f func(caller int) error) (int, error) 
 	return int(calls.Load()), nil
 }
 
-// until polls a condition.
-func until(d time.Duration, what string, ok func() bool) error {
-	for deadline := time.Now().Add(d); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return fmt.Errorf("waited %s in vain: %s", d, what)
-		}
-	}
-	return nil
+// calmGC makes this process collect its garbage less often while it measures
+// what other processes take; what it returns ends that.
+func calmGC() (end func()) {
+	before := debug.SetGCPercent(800)
+	return func() { debug.SetGCPercent(before) }
 }

@@ -8,6 +8,7 @@ import (
 // agentStart is from the process's start to its first SVID served: with a
 // fresh join token, and again from the sealed cache.
 func agentStart(ctx context.Context, r *run) ([]Row, error) {
+	defer calmGC()()
 	p, err := startPlane(ctx, r)
 	if err != nil {
 		return nil, err

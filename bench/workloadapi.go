@@ -11,14 +11,13 @@ import (
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	"github.com/legation-io/legation/internal/store"
 	"github.com/legation-io/legation/internal/store/etcd"
-	"github.com/legation-io/legation/internal/unixsocket"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	"google.golang.org/grpc"
 )
 
 // workloadAPI is what a program sees of a real agent: its first SVID when it
 // is warm, and a new entry's while it waits on an open stream.
 func workloadAPI(ctx context.Context, r *run) ([]Row, error) {
+	defer calmGC()()
 	p, err := startPlane(ctx, r)
 	if err != nil {
 		return nil, err
@@ -49,11 +48,11 @@ func workloadAPI(ctx context.Context, r *run) ([]Row, error) {
 }
 
 func warmSVID(ctx context.Context, r *run, n *node) ([]Row, error) {
-	floor, end, err := bareWorkloadAPI(ctx, r, n)
+	floor, bareServer, err := startBare(ctx, r, n)
 	if err != nil {
 		return nil, err
 	}
-	defer end()
+	defer bareServer.stop()
 	var ours, bare times
 	for i := range of(r, 1000, 200) + 20 {
 		took, err := firstSVID(ctx, n.socket)
@@ -73,43 +72,6 @@ func warmSVID(ctx context.Context, r *run, n *node) ([]Row, error) {
 		atMost(what+", p50", ours.p50(), "ms", 0.7).beside("bare gRPC, same bytes", bare.p50()),
 		atMost(what+", p99", ours.p99(), "ms", 2).beside("bare gRPC, same bytes", bare.p99()),
 	}, nil
-}
-
-// canned is a Workload API that always answers the same and asks nothing.
-type canned struct {
-	workload.UnimplementedSpiffeWorkloadAPIServer
-	answer *workload.X509SVIDResponse
-}
-
-func (c *canned) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
-	if err := stream.Send(c.answer); err != nil {
-		return err
-	}
-	<-stream.Context().Done()
-	return nil
-}
-
-// bareWorkloadAPI serves the agent's answer from this process.
-func bareWorkloadAPI(ctx context.Context, r *run, n *node) (socket string, end func(), err error) {
-	stream, done, err := workloadStream(ctx, n.socket)
-	if err != nil {
-		return "", nil, err
-	}
-	defer done()
-	answer, err := stream.Recv()
-	if err != nil {
-		return "", nil, err
-	}
-	socket = filepath.Join(r.dir, "bare.sock")
-	l, err := unixsocket.Listen(socket, 0o600)
-	if err != nil {
-		return "", nil, err
-	}
-	server := grpc.NewServer()
-	workload.RegisterSpiffeWorkloadAPIServer(server, &canned{answer: answer})
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(l) })
-	return socket, func() { server.Stop(); serving.Wait() }, nil
 }
 
 // entryToSVID is from the operator's request to the new SVID on a stream
