@@ -88,7 +88,8 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	})
 	a.manager = svid.New(svid.Params{
 		Views: a.link, Signer: a.link, CacheSize: cfg.CacheSize, HoldOff: time.Duration(cfg.HoldOff), Sealed: box, OwnIPs: ownIPs,
-		Log: log.With("part", "svid"), Registerer: a.metrics,
+		Superseded: func(serials []string) { a.link.Report(&nodev1.ReportRequest{SupersededSerials: serials}) },
+		Log:        log.With("part", "svid"), Registerer: a.metrics,
 	})
 	a.attestor = workload.NewAttestor(workload.Params{Want: a.manager.Want, Log: log.With("part", "attest"), Registerer: a.metrics})
 	a.engine = distribute.New(distribute.Params{Clock: clock.System, OnStatus: a.onStatus, Registerer: a.metrics})
@@ -186,6 +187,7 @@ func (a *agent) onStatus(list []distribute.Status) {
 func (a *agent) snapshot() *nodev1.ReportRequest {
 	r := a.sessions.Snapshot()
 	r.States = append(r.States, a.envoys.states()...)
+	r.SupersededSerials = a.manager.Superseded()
 	return r
 }
 

@@ -39,6 +39,15 @@ type envoyConn struct {
 	crl      map[string]uint64 // version of a validation context -> CRL number in it
 	acked    uint64
 	statuses map[string]distribute.Status // by secret name
+	certs    map[string]served            // by secret name
+	held     []*svid.SVID                 // all of the last update
+	sub      *svid.Subscription
+}
+
+// served is what a name stands for now, with the version of its secret.
+type served struct {
+	version string
+	svid    *svid.SVID
 }
 
 func newEnvoyDoor(m *svid.Manager, e *distribute.Engine, link *upstream.Link, log *slog.Logger) *envoyDoor {
@@ -59,15 +68,14 @@ func (d *envoyDoor) authorise(ctx context.Context) (*sds.Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	sub := d.manager.Subscribe(selectors, svid.Instance(fmt.Sprintf("uid/%d", caller.UID())))
 	d.mu.Lock()
 	d.next++
 	name := fmt.Sprintf("sds/%d/%d", caller.PID(), d.next)
-	conn := &envoyConn{pid: caller.PID(), crl: map[string]uint64{}, statuses: map[string]distribute.Status{}}
+	conn := &envoyConn{pid: caller.PID(), sub: sub, crl: map[string]uint64{}, statuses: map[string]distribute.Status{}}
 	d.conns[name] = conn
 	d.mu.Unlock()
 	scope := distribute.Scope(name)
-	instance := svid.Instance(fmt.Sprintf("uid/%d", caller.UID()))
-	sub := d.manager.Subscribe(selectors, instance)
 	publishing, cancel := context.WithCancel(ctx)
 	d.running.Go(func() { d.publish(publishing, name, conn, scope, sub) })
 	return &sds.Attachment{
@@ -112,11 +120,37 @@ func (d *envoyDoor) publish(ctx context.Context, name string, conn *envoyConn, s
 		if len(conn.crl) > 64 {
 			conn.crl = map[string]uint64{}
 		}
+		names := sds.Names(u, sds.SecretNames{})
+		conn.held = u.SVIDs
+		conn.certs = make(map[string]served, len(names))
 		for _, r := range resources {
 			conn.crl[r.Version] = number
+			if v := names[r.Name]; v != nil {
+				conn.certs[r.Name] = served{r.Version, v}
+			}
 		}
 		d.mu.Unlock()
 		d.engine.Replace(scope, resources)
+		d.settle(conn)
+	}
+}
+
+// settle tells the manager which certificates this Envoy presents: those it
+// acknowledged under every name it asked for, and those it did not ask for.
+func (d *envoyDoor) settle(conn *envoyConn) {
+	behind := map[string]bool{} // serials
+	d.mu.Lock()
+	for name, c := range conn.certs {
+		if st, asked := conn.statuses[name]; asked && st.Acked != c.version {
+			behind[c.svid.Serial] = true
+		}
+	}
+	held := conn.held
+	d.mu.Unlock()
+	for _, v := range held {
+		if !behind[v.Serial] {
+			conn.sub.Served(v)
+		}
 	}
 }
 
@@ -135,6 +169,7 @@ func (d *envoyDoor) explain(secret string, selectors []workload.Selector) string
 // onStatus takes what these Envoys acknowledged.
 func (d *envoyDoor) onStatus(list []distribute.Status) {
 	var lines []*nodev1.SubscriberState
+	moved := map[*envoyConn]bool{}
 	d.mu.Lock()
 	for _, st := range list {
 		conn := d.conns[st.Subscriber]
@@ -145,9 +180,13 @@ func (d *envoyDoor) onStatus(list []distribute.Status) {
 			conn.acked = max(conn.acked, conn.crl[st.Acked])
 		}
 		conn.statuses[st.Name] = st
+		moved[conn] = true
 		lines = append(lines, conn.line(st))
 	}
 	d.mu.Unlock()
+	for conn := range moved {
+		d.settle(conn)
+	}
 	if len(lines) > 0 {
 		d.link.Report(&nodev1.ReportRequest{States: lines})
 	}

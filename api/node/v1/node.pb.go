@@ -2608,11 +2608,15 @@ type ReportRequest struct {
 	Hello  *Hello             `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
 	States []*SubscriberState `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
 	// Subscribers that went away.
-	Gone          []string             `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`
-	Ended         []*ConnectionsEnded  `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"`
-	Served        []*ServedCertificate `protobuf:"bytes,5,rep,name=served,proto3" json:"served,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Gone   []string             `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`
+	Ended  []*ConnectionsEnded  `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"`
+	Served []*ServedCertificate `protobuf:"bytes,5,rep,name=served,proto3" json:"served,omitempty"`
+	// Serials, lower-case hex, of this node's certificates that were replaced
+	// because an instance's addresses changed, and that nobody presents any
+	// more: they are put into the CRL. Told again until a CRL has them.
+	SupersededSerials []string `protobuf:"bytes,6,rep,name=superseded_serials,json=supersededSerials,proto3" json:"superseded_serials,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
@@ -2676,6 +2680,13 @@ func (x *ReportRequest) GetEnded() []*ConnectionsEnded {
 func (x *ReportRequest) GetServed() []*ServedCertificate {
 	if x != nil {
 		return x.Served
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetSupersededSerials() []string {
+	if x != nil {
+		return x.SupersededSerials
 	}
 	return nil
 }
@@ -3345,13 +3356,14 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\tR\x04hash\x12\x12\n" +
-	"\x04body\x18\x04 \x01(\fR\x04body\"\x84\x02\n" +
+	"\x04body\x18\x04 \x01(\fR\x04body\"\xb3\x02\n" +
 	"\rReportRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.legation.node.v1.HelloR\x05hello\x129\n" +
 	"\x06states\x18\x02 \x03(\v2!.legation.node.v1.SubscriberStateR\x06states\x12\x12\n" +
 	"\x04gone\x18\x03 \x03(\tR\x04gone\x128\n" +
 	"\x05ended\x18\x04 \x03(\v2\".legation.node.v1.ConnectionsEndedR\x05ended\x12;\n" +
-	"\x06served\x18\x05 \x03(\v2#.legation.node.v1.ServedCertificateR\x06served\"?\n" +
+	"\x06served\x18\x05 \x03(\v2#.legation.node.v1.ServedCertificateR\x06served\x12-\n" +
+	"\x12superseded_serials\x18\x06 \x03(\tR\x11supersededSerials\"?\n" +
 	"\x0eReportResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.legation.node.v1.HelloR\x05hello\"\xd5\x02\n" +
 	"\x0fSubscriberState\x12\x1e\n" +

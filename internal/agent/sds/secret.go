@@ -53,24 +53,39 @@ func Secrets(u *svid.Update, n SecretNames) []*distribute.Resource {
 	n = n.withDefaults()
 	b := builder{}
 	b.trust(u.Trust, n)
-	for i, s := range u.SVIDs {
-		if i == 0 {
-			b.certificate(n.Default, s)
-		}
-		b.certificate(s.ID.String(), s)
-	}
-	for _, s := range u.SVIDs {
-		for _, name := range s.Entry.GetSdsNames() {
-			if name != n.Default && name != n.Bundle && name != n.All {
-				b.certificate(name, s)
-			}
-		}
+	for name, s := range Names(u, n) {
+		b.certificate(name, s)
 	}
 	out := make([]*distribute.Resource, 0, len(b))
 	for _, name := range slices.Sorted(maps.Keys(b)) {
 		out = append(out, b[name])
 	}
 	return out
+}
+
+// Names says which SVID each certificate's name stands for.
+func Names(u *svid.Update, n SecretNames) map[string]*svid.SVID {
+	n = n.withDefaults()
+	names := map[string]*svid.SVID{}
+	add := func(name string, s *svid.SVID) {
+		if _, taken := names[name]; !taken {
+			names[name] = s
+		}
+	}
+	for i, s := range u.SVIDs {
+		if i == 0 {
+			add(n.Default, s)
+		}
+		add(s.ID.String(), s)
+	}
+	for _, s := range u.SVIDs {
+		for _, name := range s.Entry.GetSdsNames() {
+			if name != n.Default && name != n.Bundle && name != n.All {
+				add(name, s)
+			}
+		}
+	}
+	return names
 }
 
 // builder holds the secrets so far, by name; the first that takes a name

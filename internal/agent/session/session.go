@@ -55,6 +55,8 @@ type session struct {
 	wanted   map[string]string // listener name -> version to be acknowledged
 	told     bool              // configuration was received at least once
 	statuses map[statusKey]distribute.Status
+	serving  *svid.SVID // the newest, and the version of its secret
+	version  string
 	closing  map[string]*ending
 }
 
@@ -128,7 +130,7 @@ func (sn *session) attest(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("attest the program: %w", err)
 	}
-	sub := sn.server.p.Manager.Subscribe(selectors, svid.Instance("session/"+sn.id))
+	sub := sn.server.p.Manager.SubscribeAt(selectors, svid.Instance("session/"+sn.id), addressesOf(child))
 	defer func() {
 		if err != nil {
 			sub.Close()
@@ -329,6 +331,8 @@ func (sn *session) secrets(u *svid.Update) {
 	for _, s := range u.SVIDs {
 		if s.Entry.Name == sn.entry.Name {
 			mine.SVIDs = append(mine.SVIDs, s)
+		} else { // held, and presented by nobody here
+			sn.sub.Served(s)
 		}
 	}
 	resources := sds.Secrets(mine, sds.SecretNames{})
@@ -338,6 +342,9 @@ func (sn *session) secrets(u *svid.Update) {
 			for _, n := range u.Trust.CRLNumber {
 				sn.acked[r.Version] = max(sn.acked[r.Version], n)
 			}
+		}
+		if r.Name == "default" && len(mine.SVIDs) > 0 {
+			sn.serving, sn.version = mine.SVIDs[0], r.Version
 		}
 	}
 	sn.mu.Unlock()

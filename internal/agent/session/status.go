@@ -7,6 +7,7 @@ import (
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/sds"
+	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/distribute"
 )
 
@@ -41,9 +42,16 @@ func (sn *session) status(st distribute.Status) {
 			maps.DeleteFunc(sn.acked, func(_ string, number uint64) bool { return number < n })
 		}
 	}
+	var served *svid.SVID
+	if st.Type == sds.TypeSecret && st.Name == "default" && st.Acked != "" && st.Acked == sn.version {
+		served = sn.serving
+	}
 	ready := sn.isReadyLocked()
 	line := sn.lineLocked(st)
 	sn.mu.Unlock()
+	if served != nil {
+		sn.sub.Served(served)
+	}
 	if st.Error != "" {
 		sn.warn("Envoy refuses " + st.Name + ": " + st.Error)
 	}

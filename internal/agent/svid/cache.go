@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ const (
 type cacheFile struct {
 	Version int         `json:"version"`
 	SVIDs   []cacheSVID `json:"svids"`
+	// Superseded are on their way into the CRL.
+	Superseded []superseded `json:"superseded,omitempty"`
 }
 
 type cacheSVID struct {
@@ -38,6 +41,8 @@ type cacheSVID struct {
 	SignedAt time.Time `json:"signedAt"`
 	RenewAt  time.Time `json:"renewAt"`
 	UsedAt   time.Time `json:"usedAt"`
+	// Supersedes are certificates it replaces that may still be presented.
+	Supersedes []superseded `json:"supersedes,omitempty"`
 }
 
 // persist writes the sealed cache whenever it is behind, one write at a time.
@@ -80,8 +85,11 @@ func (m *Manager) save() error {
 		file.SVIDs = append(file.SVIDs, cacheSVID{
 			Entry: s.key.entry, ID: s.svid.ID.String(), Instance: string(s.key.instance), Spec: s.spec,
 			Chain: s.svid.Chain, Key: s.svid.KeyPKCS8,
-			SignedAt: s.signedAt, RenewAt: s.svid.RenewAt, UsedAt: used,
+			SignedAt: s.signedAt, RenewAt: s.svid.RenewAt, UsedAt: used, Supersedes: s.supersedes,
 		})
+	}
+	for _, serial := range slices.Sorted(maps.Keys(m.superseded)) {
+		file.Superseded = append(file.Superseded, superseded{serial, m.superseded[serial]})
 	}
 	m.mu.Unlock()
 	slices.SortFunc(file.SVIDs, func(a, b cacheSVID) int {
@@ -121,6 +129,9 @@ func (m *Manager) restore() {
 	wall := m.p.Clock.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, old := range file.Superseded {
+		m.superseded[old.Serial] = old.NotAfter
+	}
 	for _, c := range file.SVIDs {
 		key := slotKey{c.Entry, Instance(c.Instance)}
 		if old := m.slots[key]; old != nil && old.svid != nil {
@@ -139,7 +150,7 @@ func (m *Manager) restore() {
 		}
 		v.RenewAt = c.RenewAt
 		s.put(v, c.Spec, wall)
-		s.signedAt, s.usedAt = c.SignedAt, c.UsedAt
+		s.signedAt, s.usedAt, s.supersedes = c.SignedAt, c.UsedAt, c.Supersedes
 	}
 	m.evictLocked()
 }

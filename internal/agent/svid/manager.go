@@ -28,7 +28,7 @@ const (
 	// recheck bounds how long a timer is trusted: wall time may jump.
 	recheck = 30 * time.Second
 	// ownIPsEvery is how soon a changed address of the machine is noticed.
-	ownIPsEvery = 5 * time.Second
+	ownIPsEvery = time.Second
 )
 
 // Params is what a Manager needs. Views and Signer are required.
@@ -45,7 +45,11 @@ type Params struct {
 	// Sealed keeps the SVIDs over a restart; nil keeps nothing.
 	Sealed *sealed.Box
 	// OwnIPs are this machine's addresses for entries that include them.
-	OwnIPs     func() []netip.Addr
+	OwnIPs func() []netip.Addr
+	// Superseded is told the serials that nobody presents any more because the
+	// addresses changed; optional. It is called
+	// under the Manager's lock: it must not block, and not call back.
+	Superseded func(serials []string)
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -70,8 +74,9 @@ type Manager struct {
 	idle    *list.List // of *slot without subscription, last used first
 	subs    map[*Subscription]struct{}
 	revoked map[string]struct{} // serials
-	ownIPs  []netip.Addr
-	down    bool // the control plane did not answer last time, and we said so
+	// superseded: reported, and in no CRL yet. Serial to end of life.
+	superseded map[string]time.Time
+	down       bool // the control plane did not answer last time, and we said so
 
 	jwts jwtCache
 }
@@ -102,6 +107,8 @@ func New(p Params) *Manager {
 		slots:   map[slotKey]*slot{},
 		idle:    list.New(),
 		subs:    map[*Subscription]struct{}{},
+
+		superseded: map[string]time.Time{},
 	}
 	m.metrics = newMetrics(m, p.Registerer)
 	m.index.Store(newIndex(&upstream.View{}))
@@ -158,10 +165,9 @@ func (m *Manager) apply(view *upstream.View) {
 	if entriesChanged {
 		fresh = newIndex(view)
 	}
-	ips := m.ownAddresses(fresh)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ownIPs = ips
+	m.forgetSupersededLocked(view, m.p.Clock.Now())
 	m.index.Store(fresh)
 	if trust != m.trust.Get() {
 		m.trust.Store(trust)
@@ -226,11 +232,10 @@ func (m *Manager) reviewLocked(s *slot, view *upstream.View, reconnected bool) {
 // tick wakes whoever is affected by the passing of time and returns what is
 // to be signed, if the caller may sign, and for how long nothing else is due.
 func (m *Manager) tick(maySign bool) (batch []*slot, next time.Duration) {
-	ips := m.ownAddresses(m.index.Get())
+	m.readAddresses()
 	wall, now := m.p.Clock.Now(), time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ownIPs = ips
 	next = recheck
 	for _, s := range m.slots {
 		if usable := s.usable(wall); usable != s.wasUsable {
@@ -241,7 +246,7 @@ func (m *Manager) tick(maySign bool) (batch []*slot, next time.Duration) {
 			m.dropLocked(s, "it expired and nobody uses it")
 			continue
 		}
-		due := s.dueIn(wall, now, m.ownIPs)
+		due := s.dueIn(wall, now)
 		if due <= 0 {
 			if maySign {
 				batch = append(batch, s)
@@ -254,7 +259,7 @@ func (m *Manager) tick(maySign bool) (batch []*slot, next time.Duration) {
 				next = min(next, left)
 			}
 		}
-		if s.entry != nil && s.entry.IncludeOwnIp {
+		if s.entry != nil && s.entry.IncludeOwnIp && len(s.subs) > 0 {
 			next = min(next, ownIPsEvery)
 		}
 	}
@@ -274,16 +279,6 @@ func boolInt(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-// ownAddresses asks for the machine's addresses only if an entry wants them.
-func (m *Manager) ownAddresses(x *index) []netip.Addr {
-	if !x.ownIPs {
-		return nil
-	}
-	ips := slices.Clone(m.p.OwnIPs())
-	slices.SortFunc(ips, netip.Addr.Compare)
-	return slices.Compact(ips)
 }
 
 // Match returns the entries that a caller with the selectors may have, by name.
@@ -341,6 +336,8 @@ func (m *Manager) dropLocked(s *slot, why string) {
 		return
 	}
 	delete(m.slots, s.key)
+	s.waiting = nil
+	m.settleLocked(s)
 	if s.elem != nil {
 		m.idle.Remove(s.elem)
 		s.elem = nil

@@ -44,11 +44,11 @@ func (m *Manager) sign(ctx context.Context, batch []*slot) {
 	jobs := make([]*job, len(batch))
 	m.mu.Lock()
 	for i, s := range batch {
-		jobs[i] = &job{slot: s, key: s.key, entry: s.entry, ips: m.ownIPs}
+		jobs[i] = &job{slot: s, key: s.key, entry: s.entry, ips: s.ips}
 		if s.entry == nil { // dropped since
 			jobs[i].err = fault.New(fault.Denied, "its entry is gone")
 		} else {
-			jobs[i].spec = specOf(s.entry, m.ownIPs)
+			jobs[i].spec = specOf(s.entry, s.ips)
 		}
 	}
 	m.mu.Unlock()
@@ -148,6 +148,10 @@ func newSVID(j *job, chain [][]byte, wall time.Time) (*SVID, error) {
 		return nil, fmt.Errorf("the certificate for %s ended at %s and this machine's clock says %s; check the clock",
 			j.id, leaf.NotAfter.UTC().Format(time.RFC3339), wall.UTC().Format(time.RFC3339))
 	}
+	addresses, err := addressesOf(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate signed for %s: %w", j.id, err)
+	}
 	raw, err := x509.MarshalPKCS8PrivateKey(j.priv)
 	if err != nil {
 		return nil, fmt.Errorf("the key of %s: %w", j.id, err)
@@ -161,8 +165,8 @@ func newSVID(j *job, chain [][]byte, wall time.Time) (*SVID, error) {
 		Chain: chain, Key: j.priv, KeyPKCS8: locked.bytes,
 		Serial:    serialHex(leaf.SerialNumber),
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
-		RenewAt: renewAt(wall, leaf.NotAfter),
-		keep:    locked,
+		RenewAt:   renewAt(wall, leaf.NotAfter),
+		addresses: addresses, keep: locked,
 	}, nil
 }
 
@@ -207,7 +211,9 @@ func (m *Manager) finish(ctx context.Context, jobs []*job) {
 		if s.entry != nil {
 			j.svid.Entry = s.entry
 		}
+		s.supersede(j.svid)
 		s.put(j.svid, j.spec, wall)
+		m.settleLocked(s)
 		if _, revoked := m.revoked[j.svid.Serial]; revoked { // overtaken on the way
 			s.revoked = true
 		}

@@ -26,6 +26,14 @@ type slot struct {
 	entry *nodev1.Entry // of the latest View; nil: not (yet, or any more) in one
 	svid  *SVID         // nil until signed
 	spec  string        // what svid was signed for
+	// addresses reads those of the instance; nil: they are the machine's. ips
+	// is what was read last; nil: not yet.
+	addresses func() ([]netip.Addr, error)
+	ips       []netip.Addr
+	// supersedes are certificates that svid replaces, to be revoked when nobody
+	// in waiting presents them any more.
+	supersedes []superseded
+	waiting    map[*Subscription]struct{}
 	// revoked: svid's serial is; it is not handed out any more.
 	revoked   bool
 	wasUsable bool
@@ -75,14 +83,17 @@ func (s *slot) undecided(wall time.Time) bool {
 }
 
 // dueIn is how long until the slot is to be signed; 0 or less is now.
-func (s *slot) dueIn(wall, now time.Time, ips []netip.Addr) time.Duration {
+func (s *slot) dueIn(wall, now time.Time) time.Duration {
 	const never = recheck
 	if s.inflight || s.entry == nil || s.entry.Blocked {
 		return never
 	}
 	wait := s.retryAt.Sub(now)
 	used := len(s.subs) > 0
-	if s.svid == nil || s.revoked || s.spec != specOf(s.entry, ips) {
+	if s.entry.IncludeOwnIp && s.ips == nil {
+		return never // until the addresses were read, or somebody uses it
+	}
+	if s.svid == nil || s.revoked || s.spec != specOf(s.entry, s.ips) {
 		if !used && s.svid == nil {
 			return never
 		}

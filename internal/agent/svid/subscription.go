@@ -2,6 +2,7 @@ package svid
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -19,6 +20,7 @@ type Subscription struct {
 	m         *Manager
 	selectors []workload.Selector
 	instance  Instance
+	addresses func() ([]netip.Addr, error) // nil: the machine's
 	woken     chan struct{}
 
 	slots []*slot // sorted by entry name; guarded by Manager.mu
@@ -32,7 +34,13 @@ type Subscription struct {
 // Subscribe begins to obtain what a caller with the sorted selectors may
 // have. It must be closed.
 func (m *Manager) Subscribe(selectors []workload.Selector, instance Instance) *Subscription {
-	s := &Subscription{m: m, selectors: selectors, instance: instance, woken: make(chan struct{}, 1)}
+	return m.SubscribeAt(selectors, instance, nil)
+}
+
+// SubscribeAt is Subscribe for an instance that has addresses of its own, in
+// a network namespace that is not the agent's.
+func (m *Manager) SubscribeAt(selectors []workload.Selector, instance Instance, addresses func() ([]netip.Addr, error)) *Subscription {
+	s := &Subscription{m: m, selectors: selectors, instance: instance, addresses: addresses, woken: make(chan struct{}, 1)}
 	wall := m.p.Clock.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -65,6 +73,18 @@ func (m *Manager) rematchLocked(s *Subscription) {
 			sl.elem = nil
 		}
 		sl.setEntry(e)
+		if _, holds := sl.subs[s]; !holds {
+			sl.addresses = s.addresses
+			if len(sl.supersedes) > 0 { // of before a restart: it may present the old one
+				if sl.waiting == nil {
+					sl.waiting = map[*Subscription]struct{}{}
+				}
+				sl.waiting[s] = struct{}{}
+			}
+			if e.IncludeOwnIp {
+				signal(m.kick)
+			}
+		}
 		sl.subs[s] = struct{}{}
 		sl.usedAt = m.p.Clock.Now()
 		if sl.svid == nil {
@@ -86,6 +106,8 @@ func (m *Manager) rematchLocked(s *Subscription) {
 // leaveLocked detaches s from a slot, which stays warm if it holds something.
 func (m *Manager) leaveLocked(s *Subscription, sl *slot) {
 	delete(sl.subs, s)
+	delete(sl.waiting, s)
+	m.settleLocked(sl)
 	if len(sl.subs) > 0 || m.slots[sl.key] != sl {
 		return
 	}

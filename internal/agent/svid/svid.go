@@ -5,6 +5,7 @@ package svid
 
 import (
 	"crypto"
+	"net/netip"
 	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -33,7 +34,8 @@ type SVID struct {
 	NotAfter  time.Time
 	RenewAt   time.Time
 
-	keep *lockedKey // owns KeyPKCS8
+	addresses []netip.Addr // IP SANs, sorted
+	keep      *lockedKey   // owns KeyPKCS8
 }
 
 // Trust is what verifies peers: roots and CRLs as of one moment, immutable.

@@ -14,18 +14,21 @@ const (
 	maxStates  = 1 << 16
 	maxEnded   = 4096
 	perMessage = 500
+	// maxSuperseded is below what any control plane takes at once.
+	maxSuperseded = 100
 )
 
 // reports coalesces what is to be reported: of each line the latest.
 type reports struct {
 	metrics *metrics
 
-	mu     sync.Mutex // guards all below
-	gone   map[string]struct{}
-	states map[lineKey]*nodev1.SubscriberState
-	served map[string]*nodev1.ServedCertificate
-	ended  []*nodev1.ConnectionsEnded // events: each is told
-	wake   chan struct{}              // one token: there is something
+	mu         sync.Mutex // guards all below
+	gone       map[string]struct{}
+	states     map[lineKey]*nodev1.SubscriberState
+	served     map[string]*nodev1.ServedCertificate
+	ended      []*nodev1.ConnectionsEnded // events: each is told
+	superseded map[string]struct{}        // serials
+	wake       chan struct{}              // one token: there is something
 }
 
 type lineKey struct{ subscriber, typ, name string }
@@ -39,6 +42,7 @@ func newReports(m *metrics) *reports {
 // resetLocked forgets lines; events stay.
 func (r *reports) resetLocked() {
 	r.gone, r.states, r.served = map[string]struct{}{}, map[lineKey]*nodev1.SubscriberState{}, map[string]*nodev1.ServedCertificate{}
+	r.superseded = map[string]struct{}{}
 }
 
 // Report queues lines for the control plane and returns at once. Of a line
@@ -89,6 +93,11 @@ func (r *reports) addLocked(req *nodev1.ReportRequest) {
 		}
 		r.served[s.GetSubscriber()] = s
 	}
+	for _, serial := range req.GetSupersededSerials() {
+		if len(r.superseded) < maxEnded { // else with the next snapshot
+			r.superseded[serial] = struct{}{}
+		}
+	}
 	r.ended = append(r.ended, req.GetEnded()...)
 	if over := len(r.ended) - maxEnded; over > 0 {
 		r.metrics.dropped.Add(float64(over))
@@ -124,9 +133,16 @@ func (r *reports) take() *nodev1.ReportRequest {
 		req.Served = append(req.Served, s)
 		delete(r.served, name)
 	}
+	for serial := range r.superseded {
+		if room--; room < 0 || len(req.SupersededSerials) == maxSuperseded {
+			break
+		}
+		req.SupersededSerials = append(req.SupersededSerials, serial)
+		delete(r.superseded, serial)
+	}
 	n := min(len(r.ended), max(room, 0))
 	req.Ended, r.ended = slices.Clone(r.ended[:n]), r.ended[n:]
-	if len(req.Gone)+len(req.States)+len(req.Served)+len(req.Ended) == 0 {
+	if len(req.Gone)+len(req.States)+len(req.Served)+len(req.Ended)+len(req.SupersededSerials) == 0 {
 		return nil
 	}
 	return req
@@ -200,6 +216,9 @@ func (l *Link) resnap() {
 			}
 			for _, s := range r.served {
 				queued.Served = append(queued.Served, s)
+			}
+			for serial := range r.superseded {
+				queued.SupersededSerials = append(queued.SupersededSerials, serial)
 			}
 			for name := range r.gone {
 				queued.Gone = append(queued.Gone, name)

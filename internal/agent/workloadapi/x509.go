@@ -49,6 +49,9 @@ func (s *Server) fetchX509SVID(ctx context.Context, stream pb.SpiffeWorkloadAPI_
 			s.first.Observe(since(begun))
 		}
 		told = true
+		for _, v := range update.SVIDs {
+			sub.Served(v)
+		}
 		s.p.OnDelivered(c.name, update.SVIDs[0].ID.String(), update.Trust.CRLNumber)
 	}
 }

@@ -55,6 +55,32 @@ func (s *Server) report(ctx context.Context, caller Caller, stream grpc.BidiStre
 			if err := session.Apply(req); err != nil {
 				return err
 			}
+			if err := s.superseded(ctx, caller, req.GetSupersededSerials()); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// superseded revokes what was replaced. A refused serial is audited and
+// leaves the others alone; what fails otherwise ends the stream, and the agent
+// tells it again.
+func (s *Server) superseded(ctx context.Context, caller Caller, serials []string) error {
+	if s.p.Superseded == nil {
+		return nil
+	}
+	if len(serials) > s.p.Limits.ItemsPerBatch {
+		return fault.New(fault.Invalid, "%d superseded serials in one report: at most %d", len(serials), s.p.Limits.ItemsPerBatch)
+	}
+	for _, serial := range serials {
+		err := s.p.Superseded(ctx, caller.Node, serial)
+		switch {
+		case err == nil:
+		case fault.Is(err, fault.Denied), fault.Is(err, fault.NotFound), fault.Is(err, fault.Invalid):
+			s.refused(ctx, Refusal{Node: caller.Node, Action: "Supersede", Object: serial, Err: err})
+		default:
+			return err
+		}
+	}
+	return nil
 }

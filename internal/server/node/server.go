@@ -71,6 +71,10 @@ type Params struct {
 	Bundle func() *nodev1.Bundle
 	// Explain says which declared entries come near; optional.
 	Explain func(ctx context.Context, node string, req *nodev1.ExplainRequest) ([]*nodev1.Candidate, error)
+	// Superseded puts a certificate of the node, which says that a newer one
+	// has taken its place, into the CRL; nil ignores it. fault.Denied: it is not
+	// of that node, or nothing newer is there.
+	Superseded func(ctx context.Context, node, serial string) error
 	// Refused is told of every refusal that concerns what a node may, for the
 	// audit trail; optional. It must not block.
 	Refused func(ctx context.Context, r Refusal)
