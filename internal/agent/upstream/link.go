@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -71,7 +72,8 @@ type Link struct {
 
 	view     latest.Value[*View]
 	identity latest.Value[*Identity]
-	session  latest.Value[*session] // nil while disconnected
+	refusal  atomic.Pointer[refusal] // of the identity, by the replica tried last
+	session  latest.Value[*session]  // nil while disconnected
 	configs  *configs
 	reports  *reports
 

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
@@ -38,7 +37,7 @@ type session struct {
 
 func (l *Link) dial(server string, id *Identity) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+server,
-		grpc.WithTransportCredentials(credentials.NewTLS(l.tlsConfig(id))),
+		grpc.WithTransportCredentials(l.transport(id)),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return l.p.Dial(ctx, address)
 		}),
@@ -58,9 +57,17 @@ func (l *Link) dial(server string, id *Identity) (*grpc.ClientConn, error) {
 // ends that; it says whether the link was up.
 func (l *Link) connect(ctx context.Context, server string) (connected bool, err error) {
 	id := l.identity.Get()
-	if id == nil || !l.p.Clock.Now().Before(id.NotAfter()) {
+	refusal := l.refusal.Swap(nil)
+	switch {
+	case id == nil || !l.p.Clock.Now().Before(id.NotAfter()):
 		if id, err = l.attest(ctx, server); err != nil {
 			return false, err
+		}
+	case refusal != nil && refusal.serial == id.Serial && l.p.Prover != nil:
+		// Banned and pardoned, or revoked: a new token is the way back. When
+		// it does not admit either, the certificate is tried again next time.
+		if id, err = l.attest(ctx, server); err != nil {
+			return false, fmt.Errorf("%w; attesting anew: %w", refusal.err, err)
 		}
 	}
 	conn, err := l.dial(server, id)

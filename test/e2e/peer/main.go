@@ -1,0 +1,90 @@
+// Command peer is the workload of the end-to-end tests: a program that knows
+// nothing of TLS, and a plain client of the Workload API.
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "peer serve LISTEN NAME | watch SOCKET | exit CODE | signals")
+		os.Exit(2)
+	}
+	var err error
+	switch args := os.Args[2:]; os.Args[1] {
+	case "serve":
+		err = serve(args[0], args[1])
+	case "watch":
+		err = watch(args[0])
+	case "exit":
+		code, _ := strconv.Atoi(args[0])
+		os.Exit(code)
+	case "signals":
+		err = signals()
+	default:
+		err = fmt.Errorf("unknown command %q", os.Args[1])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(1)
+	}
+}
+
+// serve answers every plain HTTP request with a name.
+func serve(listen, name string) error {
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) }))
+}
+
+// watch prints every identity it is given, for as long as it runs: the agent
+// may come and go.
+func watch(socket string) error {
+	for {
+		client, err := workloadapi.New(context.Background(), workloadapi.WithAddr("unix://"+socket))
+		if err != nil {
+			return err
+		}
+		err = client.WatchX509Context(context.Background(), printer{})
+		client.Close()
+		fmt.Println("again", err)
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+type printer struct{}
+
+func (printer) OnX509ContextUpdate(c *workloadapi.X509Context) {
+	for _, s := range c.SVIDs {
+		fmt.Printf("svid %s %x\n", s.ID, s.Certificates[0].SerialNumber)
+	}
+}
+
+func (printer) OnX509ContextWatchError(err error) { fmt.Println("error", err) }
+
+// signals prints each signal it gets and ends by SIGTERM with code 7.
+func signals() error {
+	got := make(chan os.Signal, 8)
+	signal.Notify(got, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT)
+	fmt.Println("waiting")
+	for s := range got {
+		fmt.Println("got", s)
+		if s == syscall.SIGTERM {
+			os.Exit(7)
+		}
+	}
+	return nil
+}
