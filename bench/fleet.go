@@ -76,7 +76,7 @@ func fleet(ctx context.Context, r *run) ([]Row, error) {
 		atMost(fmt.Sprintf("%d to %d proxies attached and configured", localProxies, proxies), took.Seconds(), "s", 10),
 		atMost("control plane memory per attached proxy", (after-before)/float64(proxies-localProxies)/1e3, "KB", 50),
 		fact("control plane memory per attached agent (connection, streams)", (before-idle)/float64(hosts)/1e3, "KB"),
-		fact("control plane memory, idle", idle/1e6, "MB").beside("SPIRE 1.15.3 (PEERS.md)", 149),
+		fact("control plane memory, idle", idle/1e6, "MB").beside("SPIRE 1.15.3", 149),
 	}, nil
 }
 

@@ -32,8 +32,8 @@ func hops(ctx context.Context, r *run) ([]Row, error) {
 		total       time.Duration
 		p99         float64 // budget, ms
 	}{
-		{"idle (50/s)", 50, 1, of(r, 12*time.Second, 3*time.Second), 1},
-		{"at 1,000/s", 1000, connections, of(r, 8*time.Second, 2*time.Second), 3},
+		{"idle (50/s)", 50, 1, of(r, 24*time.Second, 3*time.Second), 1},
+		{"at 1,000/s", 1000, connections, of(r, 10*time.Second, 2*time.Second), 3},
 	} {
 		with, without, err := inTurns(ctx, p.enter, b.address, "/", "/", l.perSecond, l.connections, l.total)
 		if err != nil {
@@ -43,7 +43,7 @@ func hops(ctx context.Context, r *run) ([]Row, error) {
 		rows = append(rows, added(name+", p50", with.p50(), without.p50(), 0.5), added(name+", p99", with.p99(), without.p99(), l.p99))
 	}
 	const chain = 6
-	with, without, err := inTurns(ctx, p.enter, b.address, chainPath(chain-1, p.enter), chainPath(chain-1, b.address), 50, 1, of(r, 6*time.Second, 2*time.Second))
+	with, without, err := inTurns(ctx, p.enter, b.address, chainPath(chain-1, p.enter), chainPath(chain-1, b.address), 50, 1, of(r, 10*time.Second, 2*time.Second))
 	if err != nil {
 		return rows, err
 	}

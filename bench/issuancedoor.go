@@ -10,6 +10,13 @@ import (
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 )
 
+// SPIRE 1.15.3 per core used, by batch size: an agent's mTLS connection, 16
+// callers, on a machine like ours; and how many times that the budget is.
+var (
+	spireRate   = map[int]float64{1: 1500, 50: 2700}
+	spireBudget = map[int]float64{1: 2, 50: 1.2}
+)
+
 // issuanceDoor is issuance as agents get it: over mTLS, each caller an
 // attested agent, entitlement and limits checked; CPU is the server's alone.
 func issuanceDoor(ctx context.Context, r *run) ([]Row, error) {
@@ -67,7 +74,10 @@ func issuanceDoor(ctx context.Context, r *run) ([]Row, error) {
 		if err != nil {
 			return rows, err
 		}
-		rows = append(rows, issuanceRows("issuance over mTLS, durable and recorded", batch, value, limit)...)
+		name := "issuance over mTLS, durable and recorded, " + batchName(batch)
+		rows = append(rows,
+			fact(name, value, "/s per core").beside("floor", limit).ratioAtLeast(0.6),
+			fact(name+", against SPIRE", value, "/s per core").beside("SPIRE 1.15.3", spireRate[batch]).ratioAtLeast(spireBudget[batch]))
 	}
 	return rows, nil
 }

@@ -115,7 +115,8 @@ func bench(ctx context.Context, out, only string, quick bool) error {
 	}
 	defer os.RemoveAll(dir)
 	r := &run{quick: quick, root: root, dir: dir, talk: os.Stderr}
-	fmt.Fprintf(os.Stderr, "bench: %s\n", machine())
+	began := machine()
+	fmt.Fprintf(os.Stderr, "bench: %s\n", began)
 	var rows []Row
 	var failed error
 	for _, m := range measurements {
@@ -135,6 +136,7 @@ func bench(ctx context.Context, out, only string, quick bool) error {
 		r.say("took %.1f s", time.Since(start).Seconds())
 	}
 	printTable(os.Stdout, rows)
+	fmt.Printf("taken on %s; at the end %s\n", began, load())
 	if out != "" {
 		failed = errors.Join(failed, writeRows(out, rows))
 	}

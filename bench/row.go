@@ -96,7 +96,7 @@ func printTable(w io.Writer, rows []Row) {
 	}
 	t.Flush()
 	if missed > 0 {
-		fmt.Fprintf(w, "%d budgets missed\n", missed)
+		fmt.Fprintf(w, "budgets missed: %d\n", missed)
 	}
 }
 

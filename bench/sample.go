@@ -75,9 +75,17 @@ func rss(pid int) (float64, error) {
 
 // machine says where and under what load this runs.
 func machine() string {
-	load, _ := os.ReadFile("/proc/loadavg")
-	first, _, _ := strings.Cut(string(load), " ")
-	return fmt.Sprintf("%d CPUs, load %s, %s", runtime.NumCPU(), first, runtime.Version())
+	return fmt.Sprintf("%d CPUs, %s, %s", runtime.NumCPU(), load(), runtime.Version())
+}
+
+// load is the machine's, with everything else that runs on it.
+func load() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "load unknown"
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return "load " + first
 }
 
 // crowd calls f from several goroutines until the time is over, and returns

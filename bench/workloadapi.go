@@ -38,7 +38,7 @@ func workloadAPI(ctx context.Context, r *run) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := []Row{atMost("idle agent, resident memory", resident/1e6, "MB", 25).beside("SPIRE 1.15.3 agent (PEERS.md)", 63)}
+	rows := []Row{atMost("idle agent, resident memory", resident/1e6, "MB", 25).beside("SPIRE 1.15.3 agent", 63)}
 	warm, err := warmSVID(ctx, r, n)
 	if err != nil {
 		return rows, err
