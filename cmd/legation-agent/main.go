@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,10 +17,7 @@ func main() {
 		os.Exit(run.Stub(os.Args[2], os.Args[3:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code, err := agent.Main(ctx, stop)
+	code := agent.Main(ctx, stop)
 	stop()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "legation-agent: %v\n", err)
-	}
 	os.Exit(code)
 }

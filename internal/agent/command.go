@@ -12,42 +12,39 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/run"
+	"github.com/legation-io/legation/internal/commandline"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/secretmem"
 	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/legation-io/legation/internal/version"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/status"
 )
 
 // Main runs the command line and returns the exit code, which for "run" is
 // the program's own. unwatch stops ctx from ending by signals: "run" forwards
 // them instead.
-func Main(ctx context.Context, unwatch func()) (int, error) {
+func Main(ctx context.Context, unwatch func()) int {
 	code := 0
+	err := Command(&code, unwatch).ExecuteContext(ctx)
+	if said := commandline.Report(os.Stderr, "legation-agent", err); code == 0 {
+		return said
+	}
+	return code
+}
+
+// Command is the whole command tree; "run" stores its program's exit code.
+func Command(code *int, unwatch func()) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "legation-agent",
 		Short: "Identity and mutual TLS beside workloads",
 		Long: `legation-agent runs on every node. "serve" is the agent itself: it attests the
 node, attests local programs, makes keys, has them signed and serves them on a
 Unix socket. "run" starts a program with its own Envoy in the path.`,
-		SilenceUsage: true, SilenceErrors: true, Version: version.Version,
+		Version: version.Version,
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fault.New(fault.Invalid, "%v\ntry: %s --help", err, c.CommandPath())
-	})
-	root.AddCommand(serveCommand(), runCommand(&code, unwatch))
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return code, nil
-	}
-	if s, ok := status.FromError(err); ok {
-		err = fault.New(fault.KindOf(err), "%s", s.Message())
-	}
-	if code == 0 {
-		code = fault.ExitCode(err)
-	}
-	return code, err
+	root.AddCommand(serveCommand(), runCommand(code, unwatch))
+	commandline.Strict(root)
+	return root
 }
 
 func serveCommand() *cobra.Command {

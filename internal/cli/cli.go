@@ -13,6 +13,7 @@ import (
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	localv1 "github.com/legation-io/legation/api/local/v1"
+	"github.com/legation-io/legation/internal/commandline"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/version"
 	"github.com/spf13/cobra"
@@ -22,7 +23,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 )
 
 // DefaultAdminSocket is where the control plane's admin API listens.
@@ -58,9 +58,7 @@ from all of them at once.
   legation apply -f FILE   declare identities and services
   legation token create    admit a node
   legation status          what runs, what is behind, what is wrong`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       version.Version,
+		Version: version.Version,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&o.server, "server", env("LEGATION_SERVER", "unix://"+DefaultAdminSocket), "admin API: unix://PATH, or HOST:PORT by mTLS with the SVID at SPIFFE_ENDPOINT_SOCKET")
@@ -77,9 +75,6 @@ from all of them at once.
 		}
 		return fault.New(fault.Invalid, "-o %s: write table, wide, json, yaml or name", o.output)
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fault.New(fault.Invalid, "%v\ntry: %s --help", err, c.CommandPath())
-	})
 	if serve != nil {
 		root.AddCommand(serve)
 	}
@@ -89,6 +84,7 @@ from all of them at once.
 		revokeCommand(o), liftCommand(o), bundleCommand(o),
 		statusCommand(o), whyCommand(o), connectionsCommand(o), checkCommand(o),
 	)
+	commandline.Strict(root)
 	return root
 }
 
@@ -101,23 +97,7 @@ func env(name, otherwise string) string {
 
 // Main runs the tree and returns the exit code.
 func Main(ctx context.Context, root *cobra.Command) int {
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(os.Stderr, "legation: %s\n", plain(err))
-	if strings.HasPrefix(err.Error(), "unknown command") {
-		return 2
-	}
-	return fault.ExitCode(err)
-}
-
-// plain drops gRPC's frame around a message that was written for people.
-func plain(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
-	}
-	return err.Error()
+	return commandline.Report(os.Stderr, "legation", root.ExecuteContext(ctx))
 }
 
 // dial connects to "unix://PATH" or, with the caller's own SVID, to HOST:PORT.
