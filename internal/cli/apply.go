@@ -35,7 +35,7 @@ instead, and nothing is stored.`,
 				if err != nil {
 					return err
 				}
-				if err := problems(o.errOut, r.Problems); err != nil {
+				if err := o.problems(r.Problems); err != nil {
 					return err
 				}
 				suffix := ""
@@ -52,11 +52,32 @@ instead, and nothing is stored.`,
 	return c
 }
 
-// problems prints every mistake and returns an error that counts them.
-func problems(w io.Writer, list []*adminv1.Problem) error {
+type problemView struct {
+	File    string `json:"file"`
+	Line    uint32 `json:"line"`
+	Field   string `json:"field,omitempty"`
+	Message string `json:"message"`
+	Fix     string `json:"fix,omitempty"`
+}
+
+// problems tells every mistake, as talk or, with -o json, as the answer, and
+// returns an error that counts them.
+func (o *options) problems(list []*adminv1.Problem) error {
 	if len(list) == 0 {
 		return nil
 	}
+	refused := fault.New(fault.Invalid, "%s; nothing was stored", plural(len(list), "mistake"))
+	if o.output == "json" || o.output == "yaml" {
+		views := make([]problemView, len(list))
+		for i, p := range list {
+			views[i] = problemView{p.File, p.Line, p.Field, p.Message, p.Fix}
+		}
+		if err := o.print(map[string]any{"problems": views}, table{}); err != nil {
+			return err
+		}
+		return refused
+	}
+	w := o.errOut
 	for _, p := range list {
 		fmt.Fprintf(w, "%s:%d: ", p.File, p.Line)
 		if p.Field != "" {
@@ -68,7 +89,7 @@ func problems(w io.Writer, list []*adminv1.Problem) error {
 		}
 		fmt.Fprintln(w)
 	}
-	return fault.New(fault.Invalid, "%s; nothing was stored", plural(len(list), "mistake"))
+	return refused
 }
 
 type appliedView struct {

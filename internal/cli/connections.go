@@ -38,6 +38,7 @@ type failureView struct {
 func connectionsCommand(o *options) *cobra.Command {
 	var req localv1.ConnectionsRequest
 	var failures bool
+	var limit int
 	c := &cobra.Command{
 		Use:     "connections",
 		Aliases: []string{"conns"},
@@ -52,6 +53,10 @@ func connectionsCommand(o *options) *cobra.Command {
 					return err
 				}
 				if failures {
+					if n := len(r.Failures); limit > 0 && n > limit {
+						r.Failures = r.Failures[:limit]
+						fmt.Fprintf(o.errOut, "the latest %d of %d; give --limit 0 for all\n", limit, n)
+					}
 					return o.printFailures(r.Failures)
 				}
 				return o.printConnections(r)
@@ -61,6 +66,7 @@ func connectionsCommand(o *options) *cobra.Command {
 	c.Flags().StringVar(&req.Session, "session", "", "only this session")
 	c.Flags().StringVar(&req.SpiffeId, "spiffe-id", "", "only Envoys of this identity")
 	c.Flags().BoolVar(&failures, "failures", false, "the latest handshakes that failed instead")
+	c.Flags().IntVar(&limit, "limit", 20, "with --failures: at most so many, the latest first; 0 is all")
 	return c
 }
 

@@ -37,7 +37,11 @@ control plane; an agent without a pinned bundle or hash does not start.`,
 					return o.print(view, table{})
 				}
 				fmt.Fprintf(o.out, "token:        %s\nnode:         %s\nexpires:      %s (in %s)\nbundle hash:  %s\n", view.Token, view.Node, view.ExpiresAt, until(r.ExpiresAtUnix), view.BundleHash)
-				fmt.Fprintf(o.errOut, "\non %s: legation-agent serve --server HOST:15012 --join-token-file FILE --bundle-hash %s\n", view.Node, view.BundleHash)
+				trustDomain := o.trustDomain
+				if b, err := c.GetBundle(cmd.Context(), &adminv1.GetBundleRequest{}); err == nil {
+					trustDomain = b.Bundle.GetTrustDomain()
+				}
+				fmt.Fprintf(o.errOut, "\non %s, with the token in FILE:\n  legation-agent serve --trust-domain %s --server HOST:15012 --join-token-file FILE --bundle-hash %s\n", view.Node, trustDomain, view.BundleHash)
 				return nil
 			})
 		},

@@ -105,15 +105,19 @@ func age(d time.Duration) string {
 	if d < 0 {
 		sign, d = "-", -d
 	}
+	const day = 24 * time.Hour
+	in := func(unit time.Duration, name string) string {
+		return fmt.Sprintf("%s%d%s", sign, (d+unit/2)/unit, name)
+	}
 	switch {
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%s%ds", sign, int(d.Seconds()))
+		return in(time.Second, "s")
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%s%dm", sign, int(d.Minutes()))
-	case d < 72*time.Hour:
-		return fmt.Sprintf("%s%dh", sign, int(d.Hours()))
+		return in(time.Minute, "m")
+	case d < 3*day:
+		return in(time.Hour, "h")
 	}
-	return fmt.Sprintf("%s%dd", sign, int(d.Hours()/24))
+	return in(day, "d")
 }
 
 func millis(nanos int64) string {

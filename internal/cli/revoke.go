@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -101,12 +102,19 @@ acknowledged (Envoy), delivered (Workload API), unknown (files, CRL pollers).`,
 }
 
 func (o *options) printRevocation(p *adminv1.RevokeProgress) error {
+	incomplete := func() error {
+		if len(p.Missing) == 0 && p.ConnectionsFailed == 0 {
+			return nil
+		}
+		return fault.New(fault.Unavailable, "%s missing, %s could not be ended; see: legation status", plural(len(p.Missing), "subscriber"), plural(int(p.ConnectionsFailed), "connection"))
+	}
 	if o.output == "json" || o.output == "yaml" {
 		ms := func(n int64) float64 { return float64(n) / 1e6 }
-		return o.print(revokeView{
+		err := o.print(revokeView{
 			p.Id, p.CrlNumber, p.Serials, p.Enforcing, p.Acknowledged, p.Delivered, p.Unknown, append([]string{}, p.Missing...),
 			ms(p.CommittedNanos), ms(p.AcknowledgedNanos), p.ConnectionsClosed, p.ConnectionsFailed, ms(p.ConnectionsNanos),
 		}, table{})
+		return errors.Join(err, incomplete())
 	}
 	for _, s := range p.Serials {
 		fmt.Fprintf(o.out, "revoked        %s\n", s)
@@ -130,10 +138,22 @@ func (o *options) printRevocation(p *adminv1.RevokeProgress) error {
 	for _, m := range p.Missing {
 		fmt.Fprintf(o.out, "missing        %s\n", m)
 	}
-	if len(p.Missing) > 0 || p.ConnectionsFailed > 0 {
-		return fault.New(fault.Unavailable, "%s missing; see: legation status", plural(len(p.Missing), "subscriber"))
+	return incomplete()
+}
+
+type bundleView struct {
+	TrustDomain string          `json:"trustDomain"`
+	Hash        string          `json:"hash"`
+	X509Roots   []string        `json:"x509Roots"` // PEM
+	SPIFFE      json.RawMessage `json:"spiffe"`
+}
+
+func viewBundle(r *adminv1.GetBundleResponse) bundleView {
+	v := bundleView{TrustDomain: r.Bundle.GetTrustDomain(), Hash: r.Hash, X509Roots: []string{}, SPIFFE: r.SpiffeJson}
+	for _, der := range r.Bundle.GetX509Roots() {
+		v.X509Roots = append(v.X509Roots, pemBlock("CERTIFICATE", der))
 	}
-	return nil
+	return v
 }
 
 func bundleCommand(o *options) *cobra.Command {
@@ -143,10 +163,18 @@ func bundleCommand(o *options) *cobra.Command {
 		Use: "show", Short: "Print the trust bundle", Args: cobra.NoArgs,
 		Example: "  legation bundle show > bundle.pem\n  legation bundle show --format spiffe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch format {
+			case "pem", "spiffe", "hash":
+			default:
+				return fault.New(fault.Invalid, "--format %s: write pem, spiffe or hash", format)
+			}
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				r, err := c.GetBundle(cmd.Context(), &adminv1.GetBundleRequest{TrustDomain: o.trustDomain})
 				if err != nil {
 					return err
+				}
+				if o.output == "json" || o.output == "yaml" {
+					return o.print(viewBundle(r), table{})
 				}
 				switch format {
 				case "spiffe":
@@ -155,13 +183,11 @@ func bundleCommand(o *options) *cobra.Command {
 				case "hash":
 					_, err := fmt.Fprintln(o.out, r.Hash)
 					return err
-				case "pem":
-					for _, der := range r.Bundle.X509Roots {
-						fmt.Fprint(o.out, pemBlock("CERTIFICATE", der))
-					}
-					return nil
 				}
-				return fault.New(fault.Invalid, "--format %s: write pem, spiffe or hash", format)
+				for _, der := range r.Bundle.X509Roots {
+					fmt.Fprint(o.out, pemBlock("CERTIFICATE", der))
+				}
+				return nil
 			})
 		},
 	}

@@ -51,6 +51,7 @@ func (p *Problems) Err() error {
 	if len(p.list) == 0 {
 		return nil
 	}
+	sort.Strings(p.list) // checks look at some keys in no order
 	return fault.New(fault.Invalid, "%s", strings.Join(p.list, "\n"))
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/catalog"
 )
 
@@ -38,7 +39,7 @@ func (s *server) explain(_ context.Context, node string, req *nodev1.ExplainRequ
 		if req.SdsName == "" && matched == 0 {
 			return true
 		}
-		c.Reason = reason(i, node, c.Missing)
+		c.Reason = reason(i, node, req.Selectors, c.Missing)
 		list = append(list, c)
 		return true
 	})
@@ -46,13 +47,13 @@ func (s *server) explain(_ context.Context, node string, req *nodev1.ExplainRequ
 	return list[:min(len(list), maxCandidates)], nil
 }
 
-func reason(i *catalog.Identity, node string, missing []string) string {
+func reason(i *catalog.Identity, node string, has, missing []string) string {
 	var parts []string
 	if !i.On(node) {
 		parts = append(parts, "it is parented to node "+i.Node+", not "+node+"; set spec.node to \""+node+"\" or \"*\"")
 	}
 	if len(missing) > 0 {
-		parts = append(parts, "the process lacks "+strings.Join(missing, ", "))
+		parts = append(parts, workload.Lacks(has, missing))
 	}
 	if len(parts) == 0 {
 		return "it matches"

@@ -109,7 +109,7 @@ func (x *index) near(has []workload.Selector) []*nodev1.Candidate {
 		}
 		all = append(all, &nodev1.Candidate{
 			Entry: e.Name, SpiffeId: e.SpiffeId, Missing: missing,
-			Reason: "the process lacks " + strings.Join(missing, ", "),
+			Reason: workload.Lacks(has, missing),
 		})
 	}
 	slices.SortFunc(all, func(a, b *nodev1.Candidate) int {
@@ -133,7 +133,7 @@ func (m *Manager) near(ctx context.Context, x *index, selectors []workload.Selec
 		}
 	}
 	if len(candidates) == 0 {
-		return fmt.Sprintf("none of the %d entries of this node comes near; declare a WorkloadIdentity with selectors this process has (legation-agent why --pid shows them)", x.count)
+		return fmt.Sprintf("none of the %d entries of this node comes near; declare a WorkloadIdentity with selectors this process has (legation why --pid shows them)", x.count)
 	}
 	var parts []string
 	for _, c := range candidates {
