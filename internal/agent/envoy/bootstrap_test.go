@@ -27,7 +27,7 @@ func TestBootstrapHoldsNoSecretAndOnlyUnixSockets(t *testing.T) {
 	if err := protojson.Unmarshal(body, &b); err != nil {
 		t.Fatal(err)
 	}
-	for _, word := range []string{"socketAddress", "private", "password", "token", "key\""} {
+	for _, word := range []string{"socket_address", "socketAddress", "private", "password", "token", "key\""} {
 		if bytes.Contains(body, []byte(word)) {
 			t.Errorf("the bootstrap contains %s", word)
 		}
