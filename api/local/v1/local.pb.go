@@ -342,7 +342,9 @@ type SocketsClosed struct {
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Closed uint32                 `protobuf:"varint,2,opt,name=closed,proto3" json:"closed,omitempty"`
 	// One line each for sockets that could not be closed.
-	Failures      []string `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	Failures []string `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// This answers a message that had unnamed set: the last round of the id.
+	Unnamed       bool `protobuf:"varint,4,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +398,13 @@ func (x *SocketsClosed) GetFailures() []string {
 		return x.Failures
 	}
 	return nil
+}
+
+func (x *SocketsClosed) GetUnnamed() bool {
+	if x != nil {
+		return x.Unnamed
+	}
+	return false
 }
 
 type SessionResponse struct {
@@ -1680,11 +1689,12 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\tenvoy_uid\x18\t \x01(\rR\benvoyUid\" \n" +
 	"\fEnvoyStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x10\n" +
-	"\x0eProgramStarted\"S\n" +
+	"\x0eProgramStarted\"m\n" +
 	"\rSocketsClosed\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06closed\x18\x02 \x01(\rR\x06closed\x12\x1a\n" +
-	"\bfailures\x18\x03 \x03(\tR\bfailures\"\xde\x01\n" +
+	"\bfailures\x18\x03 \x03(\tR\bfailures\x12\x18\n" +
+	"\aunnamed\x18\x04 \x01(\bR\aunnamed\"\xde\x01\n" +
 	"\x0fSessionResponse\x129\n" +
 	"\battested\x18\x01 \x01(\v2\x1b.legation.local.v1.AttestedH\x00R\battested\x120\n" +
 	"\x05ready\x18\x02 \x01(\v2\x18.legation.local.v1.ReadyH\x00R\x05ready\x127\n" +

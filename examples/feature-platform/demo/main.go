@@ -54,6 +54,9 @@ func main() {
 	}
 }
 
+// errInterrupted is Ctrl-C, or a signal to end.
+var errInterrupted = errors.New("interrupted; what it started was ended and removed")
+
 func (d *demo) run(ctx context.Context) (err error) {
 	d.out = newReport(os.Stdout)
 	if d.bin, err = filepath.Abs(d.bin); err != nil {
@@ -70,7 +73,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		d.cleanup()
-		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errNotSo) {
+		if err != nil && !errors.Is(err, errInterrupted) && !errors.Is(err, errNotSo) {
 			err = fmt.Errorf("%w\nlogs are kept in %s", err, d.work)
 			return
 		}
@@ -103,7 +106,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	} {
 		if err := d.out.step(step.name, func() error { return step.do(ctx) }); err != nil {
 			if ctx.Err() != nil {
-				return context.Canceled
+				return errInterrupted
 			}
 			d.showLogs()
 			return fmt.Errorf("%s: %w", step.name, err)

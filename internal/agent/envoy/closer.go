@@ -61,16 +61,30 @@ func CloseConnections(ctx context.Context, pid int, pairs []Pair) (closed int, f
 }
 
 // Accepted lists the connections of the Envoy pid on the local ports, those
-// in their handshake too. Those that nobody can name a moment later are what
-// a revocation ends with Unnamed and CloseConnections.
+// in their handshake too, by looking at its descriptors. Those that nobody
+// can name a moment later are what a revocation ends with Unnamed and
+// CloseConnections.
 func Accepted(pid int, localPorts []uint16) ([]Pair, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hold Envoy (pid %d): %w", pid, err)
+	}
+	defer unix.Close(pidfd)
 	var pairs []Pair
-	err := sockets(proc, pid, func(s socket) {
-		if s.inode != 0 && s.state != stateListen && s.state != stateTimeWait && slices.Contains(localPorts, s.pair.Local.Port()) {
-			pairs = append(pairs, s.pair)
+	var failed error
+	err = descriptors(proc, pid, func(fd int, inode uint64) bool {
+		_, err := endIf(pidfd, fd, inode, func(p Pair) bool {
+			if slices.Contains(localPorts, p.Local.Port()) {
+				pairs = append(pairs, p)
+			}
+			return false
+		})
+		if err != nil && !errors.Is(err, errGone) {
+			failed = err
 		}
+		return failed == nil
 	})
-	return pairs, err
+	return pairs, errors.Join(err, failed)
 }
 
 // Unnamed is what of accepted is not in keep: connections whose peer nobody

@@ -299,7 +299,12 @@ func pairs(list []*localv1.SocketPair) []envoy.Pair {
 // closeSockets ends connections of our Envoy: as its parent this process may.
 func (s *session) closeSockets(ctx context.Context, m *localv1.CloseSockets) {
 	pid := int(m.EnvoyPid)
-	var failures []string
+	targets := pairs(m.Sockets)
+	if m.Unnamed {
+		targets = append(targets, envoy.Unnamed(s.accepted[m.Id], pairs(m.Keep))...)
+		delete(s.accepted, m.Id)
+	}
+	closed, failures := envoy.CloseConnections(ctx, pid, targets)
 	if len(m.InboundPorts) > 0 {
 		ports := make([]uint16, len(m.InboundPorts))
 		for i, p := range m.InboundPorts {
@@ -311,13 +316,7 @@ func (s *session) closeSockets(ctx context.Context, m *localv1.CloseSockets) {
 		}
 		s.accepted[m.Id] = accepted
 	}
-	targets := pairs(m.Sockets)
-	if m.Unnamed {
-		targets = append(targets, envoy.Unnamed(s.accepted[m.Id], pairs(m.Keep))...)
-		delete(s.accepted, m.Id)
-	}
-	closed, more := envoy.CloseConnections(ctx, pid, targets)
-	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Closed{Closed: &localv1.SocketsClosed{Id: m.Id, Closed: uint32(closed), Failures: append(failures, more...)}}})
+	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Closed{Closed: &localv1.SocketsClosed{Id: m.Id, Closed: uint32(closed), Failures: failures, Unnamed: m.Unnamed}}})
 }
 
 // waitReady waits until Envoy holds its secrets and serves its listeners.

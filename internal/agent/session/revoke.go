@@ -16,7 +16,6 @@ import (
 // ending is one revocation being carried out on this session's connections.
 type ending struct {
 	arrived        time.Time
-	rounds         int // answers of the parent still to come
 	closed, failed uint32
 }
 
@@ -94,7 +93,7 @@ func (sn *session) endKnown(r *nodev1.Revocation, arrived time.Time) bool {
 	sn.mu.Lock()
 	pid := sn.envoyPID
 	if pid != 0 {
-		sn.closing[r.Id] = &ending{arrived: arrived, rounds: 2}
+		sn.closing[r.Id] = &ending{arrived: arrived}
 	}
 	sn.mu.Unlock()
 	if pid == 0 {
@@ -190,32 +189,25 @@ func closeMessage(m *localv1.CloseSockets) *localv1.SessionResponse {
 	return &localv1.SessionResponse{Message: &localv1.SessionResponse_Close{Close: m}}
 }
 
-// closed takes the parent's answer and reports once all rounds are in.
+// closed takes the parent's answer and reports what was ended so far.
 func (sn *session) closed(m *localv1.SocketsClosed) {
 	for _, f := range m.Failures {
 		sn.log.Error("a connection of a revoked peer could not be ended", "revocation", m.Id, "failure", f)
 	}
 	sn.mu.Lock()
 	e := sn.closing[m.Id]
-	if e == nil {
-		sn.mu.Unlock()
-		return
-	}
-	e.closed += m.Closed
-	e.failed += uint32(len(m.Failures))
-	e.rounds--
-	took := time.Since(e.arrived)
-	report := &nodev1.ReportRequest{Ended: []*nodev1.ConnectionsEnded{{
-		Revocation: m.Id, Subscriber: Subscriber(sn.id), Closed: e.closed, Failed: e.failed, TookNanos: took.Nanoseconds(),
-	}}}
-	if m.Closed == 0 && e.rounds == 0 {
-		report = nil // the second round found nothing: the first one's time stands
-	}
-	if e.rounds <= 0 {
-		delete(sn.closing, m.Id)
+	if e != nil {
+		e.closed += m.Closed
+		e.failed += uint32(len(m.Failures))
+		if m.Unnamed {
+			delete(sn.closing, m.Id)
+		}
 	}
 	sn.mu.Unlock()
-	if report != nil {
-		sn.server.p.Link.Report(report)
+	if e == nil || m.Unnamed && m.Closed == 0 && len(m.Failures) == 0 {
+		return // the second round found nothing: the first one's time stands
 	}
+	sn.server.p.Link.Report(&nodev1.ReportRequest{Ended: []*nodev1.ConnectionsEnded{{
+		Revocation: m.Id, Subscriber: Subscriber(sn.id), Closed: e.closed, Failed: e.failed, TookNanos: time.Since(e.arrived).Nanoseconds(),
+	}}})
 }
