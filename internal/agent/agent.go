@@ -83,7 +83,7 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a.link = upstream.New(upstream.Params{
-		Servers: cfg.Servers, TrustDomain: a.td, Roots: roots, BundleHash: cfg.BundleHash, Prover: prover, Cache: box,
+		Servers: cfg.Servers, TrustDomain: a.td, Roots: roots, BundleHash: cfg.BundleHash, Prover: prover, DNSNames: cfg.SDS.names(), Cache: box,
 		OnConfig: a.onConfig, Snapshot: a.snapshot, Log: log.With("part", "link"), Registerer: a.metrics, Version: version.Version,
 	})
 	a.manager = svid.New(svid.Params{

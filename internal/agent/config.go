@@ -6,10 +6,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/configfile"
 	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -59,8 +61,23 @@ type SDSConfig struct {
 	// Listen is a loopback HOST:PORT; empty is off. TLS with the identity
 	// spiffe://<td>/legation/agent/<node>.
 	Listen string `yaml:"listen"`
-	// DNSNames are the names the door's certificate carries besides localhost.
+	// DNSNames are the names the door's certificate carries besides
+	// localhost; they end in .localhost.
 	DNSNames []string `yaml:"dnsNames"`
+}
+
+// names are the DNS names of the door, if it is open.
+func (c SDSConfig) names() []string {
+	if c.Listen == "" {
+		return nil
+	}
+	names := []string{"localhost"}
+	for _, n := range c.DNSNames {
+		if !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names
 }
 
 // EnvoyConfig is for the Envoys of sessions.
@@ -148,6 +165,9 @@ func (c *Config) Validate() error {
 		if err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			p.Add("sds.listen", "%q is not a loopback HOST:PORT; the kernel can vouch for local callers only", c.SDS.Listen)
 		}
+	}
+	if err := attestnode.CheckLocalNames(c.SDS.DNSNames); err != nil {
+		p.Add("sds.dnsNames", "%v", err)
 	}
 	if c.CacheSize < 1 {
 		p.Add("cacheSize", "must be at least 1")

@@ -28,7 +28,7 @@ func (l *Link) attest(ctx context.Context, server string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	csr, err := newCSR(key, spiffeid.ID{})
+	csr, err := newCSR(key, spiffeid.ID{}, l.p.DNSNames)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func (l *Link) renew(ctx context.Context, s *session, id *Identity) error {
 	if err != nil {
 		return err
 	}
-	csr, err := newCSR(key, id.ID)
+	csr, err := newCSR(key, id.ID, l.p.DNSNames)
 	if err != nil {
 		return err
 	}

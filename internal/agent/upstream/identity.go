@@ -12,6 +12,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/url"
+	"slices"
 	"time"
 
 	attestnode "github.com/legation-io/legation/internal/attest/node"
@@ -55,8 +56,8 @@ func newKey() (*ecdsa.PrivateKey, error) {
 
 // newCSR asks for the node's certificate. Before attestation the node does
 // not know its name; id is then zero.
-func newCSR(key crypto.Signer, id spiffeid.ID) ([]byte, error) {
-	template := &x509.CertificateRequest{}
+func newCSR(key crypto.Signer, id spiffeid.ID, dnsNames []string) ([]byte, error) {
+	template := &x509.CertificateRequest{DNSNames: dnsNames}
 	if !id.IsZero() {
 		template.URIs = []*url.URL{id.URL()}
 	}
@@ -172,6 +173,11 @@ func (l *Link) parseIdentity(raw []byte) (*Identity, error) {
 	}
 	if at := time.Unix(stored.RenewAt, 0); at.Before(id.RenewAt) {
 		id.RenewAt = at
+	}
+	for _, name := range l.p.DNSNames {
+		if !slices.Contains(id.Chain[0].DNSNames, name) {
+			id.RenewAt = l.p.Clock.Now() // configured since
+		}
 	}
 	l.pinned.learn(roots)
 	return id, nil

@@ -49,6 +49,8 @@ type Params struct {
 	BundleHash string
 	// Prover attests the node; nil when only a cached identity is used.
 	Prover attestnode.Prover
+	// DNSNames the node's certificate is to carry (attestnode.CheckLocalNames).
+	DNSNames []string
 	// Dial connects; nil is TCP.
 	Dial  func(ctx context.Context, address string) (net.Conn, error)
 	Cache Cache // nil keeps nothing

@@ -85,14 +85,14 @@ func (s *Server) attest(ctx context.Context, steps *steps, attempt attestnode.At
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNames(csr, id, nil, nil); err != nil {
+	if err := checkAgentNames(csr, id); err != nil {
 		return nil, err // before the proof is spent
 	}
 	rec, err := s.p.Registry.Admit(ctx, attestor.Method(), claim)
 	if err != nil {
 		return nil, err
 	}
-	signed, err := s.signAgent(ctx, id, claim.Node, start.GetCsr())
+	signed, err := s.signAgent(ctx, id, claim.Node, start.GetCsr(), csr.DNSNames)
 	if err != nil {
 		return nil, fmt.Errorf("node %s was admitted and its proof is used, but signing failed (attest again): %w", claim.Node, err)
 	}
@@ -103,8 +103,16 @@ func (s *Server) attest(ctx context.Context, steps *steps, attempt attestnode.At
 	return &nodev1.AttestResult{Chain: signed.Chain, SpiffeId: id.String(), Bundle: s.p.Bundle()}, nil
 }
 
-func (s *Server) signAgent(ctx context.Context, id spiffeid.ID, node string, csr []byte) (ca.X509Result, error) {
-	results := s.p.Authority.SignX509(ctx, []ca.X509Request{{Profile: ca.ProfileAgent, CSR: csr, ID: id, Namespace: "system", Node: node}})
+// checkAgentNames lets an agent be called what leads to its own machine.
+func checkAgentNames(csr *x509.CertificateRequest, id spiffeid.ID) error {
+	if err := attestnode.CheckLocalNames(csr.DNSNames); err != nil {
+		return fmt.Errorf("the certificate request's DNS names: %w", err)
+	}
+	return checkNames(csr, id, csr.DNSNames, nil)
+}
+
+func (s *Server) signAgent(ctx context.Context, id spiffeid.ID, node string, csr []byte, dnsNames []string) (ca.X509Result, error) {
+	results := s.p.Authority.SignX509(ctx, []ca.X509Request{{Profile: ca.ProfileAgent, CSR: csr, ID: id, DNSNames: dnsNames, Namespace: "system", Node: node}})
 	if len(results) != 1 {
 		return ca.X509Result{}, fmt.Errorf("the authority answered one request with %d results", len(results))
 	}
@@ -134,7 +142,7 @@ func (s *Server) renew(ctx context.Context, caller Caller, req *nodev1.RenewRequ
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNames(csr, id, nil, nil); err != nil {
+	if err := checkAgentNames(csr, id); err != nil {
 		return nil, err
 	}
 	// The store, not memory: a ban or renewal elsewhere counts from its commit.
@@ -145,7 +153,7 @@ func (s *Server) renew(ctx context.Context, caller Caller, req *nodev1.RenewRequ
 	if err := rec.Check(caller.Serial); err != nil {
 		return nil, err
 	}
-	signed, err := s.signAgent(ctx, id, caller.Node, req.GetCsr())
+	signed, err := s.signAgent(ctx, id, caller.Node, req.GetCsr(), csr.DNSNames)
 	if err != nil {
 		return nil, err
 	}
