@@ -97,7 +97,7 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 		TrustDomain: a.td.Name(), RunDir: cfg.RunDir, Manager: a.manager, Attestor: a.attestor, Views: a.link, Link: a.link, Engine: a.engine,
 		Clock: clock.System, Log: log.With("part", "session"), Registerer: a.metrics,
 	})
-	a.envoys = newEnvoyDoor(a.manager, a.engine, a.link, log.With("part", "sds"))
+	a.envoys = newEnvoyDoor(a.manager, a.engine, a.link, time.Duration(cfg.HoldOff))
 	a.sds = sds.New(sds.Params{Engine: a.engine, Authorise: a.envoys.authorise, Log: log.With("part", "sds"), Registerer: a.metrics})
 	a.api = workloadapi.New(workloadapi.Params{
 		Manager: a.manager, Attestor: a.attestor, TrustDomain: a.td, Log: log.With("part", "workloadapi"), Registerer: a.metrics,

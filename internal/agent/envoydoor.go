@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -24,7 +27,7 @@ type envoyDoor struct {
 	manager *svid.Manager
 	engine  *distribute.Engine
 	link    *upstream.Link
-	log     *slog.Logger
+	holdOff time.Duration
 	running sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
@@ -35,13 +38,17 @@ type envoyDoor struct {
 // envoyConn is one stream.
 type envoyConn struct {
 	pid      int32
-	id       string            // SPIFFE ID of its first identity
-	crl      map[string]uint64 // version of a validation context -> CRL number in it
-	acked    uint64
+	id       string                       // SPIFFE ID of its first identity; "" until it has one
+	reason   error                        // why it has none now
+	crl      map[string]uint64            // version of a secret -> CRL number of its time
+	missing  map[string]string            // name asked for and not served -> why
 	statuses map[string]distribute.Status // by secret name
 	certs    map[string]served            // by secret name
 	held     []*svid.SVID                 // all of the last update
 	sub      *svid.Subscription
+	// first is closed once it is known what the process may have.
+	first     chan struct{}
+	firstOnce sync.Once
 }
 
 // served is what a name stands for now, with the version of its secret.
@@ -50,8 +57,8 @@ type served struct {
 	svid    *svid.SVID
 }
 
-func newEnvoyDoor(m *svid.Manager, e *distribute.Engine, link *upstream.Link, log *slog.Logger) *envoyDoor {
-	return &envoyDoor{manager: m, engine: e, link: link, log: log, conns: map[string]*envoyConn{}}
+func newEnvoyDoor(m *svid.Manager, e *distribute.Engine, link *upstream.Link, holdOff time.Duration) *envoyDoor {
+	return &envoyDoor{manager: m, engine: e, link: link, holdOff: holdOff, conns: map[string]*envoyConn{}}
 }
 
 func (d *envoyDoor) wait() { d.running.Wait() }
@@ -72,51 +79,68 @@ func (d *envoyDoor) authorise(ctx context.Context) (*sds.Attachment, error) {
 	d.mu.Lock()
 	d.next++
 	name := fmt.Sprintf("sds/%d/%d", caller.PID(), d.next)
-	conn := &envoyConn{pid: caller.PID(), sub: sub, crl: map[string]uint64{}, statuses: map[string]distribute.Status{}}
+	conn := &envoyConn{pid: caller.PID(), sub: sub, crl: map[string]uint64{}, missing: map[string]string{}, first: make(chan struct{}), statuses: map[string]distribute.Status{}}
 	d.conns[name] = conn
 	d.mu.Unlock()
 	scope := distribute.Scope(name)
 	publishing, cancel := context.WithCancel(ctx)
-	d.running.Go(func() { d.publish(publishing, name, conn, scope, sub) })
+	d.running.Go(func() { d.publish(publishing, conn, scope, sub) })
+	closed := func() {
+		cancel()
+		sub.Close()
+		d.mu.Lock()
+		delete(d.conns, name)
+		d.mu.Unlock()
+		d.link.Report(&nodev1.ReportRequest{Gone: []string{name}})
+	}
+	if err := d.hold(ctx, conn); err != nil {
+		closed()
+		return nil, err
+	}
 	return &sds.Attachment{
 		Subscriber: name,
 		Scopes:     []distribute.Scope{scope},
 		Done:       caller.Done(),
-		Missing:    func(_, secret string) string { return d.explain(secret, selectors) },
-		Closed: func() {
-			cancel()
-			sub.Close()
-			d.mu.Lock()
-			delete(d.conns, name)
-			d.mu.Unlock()
-			d.link.Report(&nodev1.ReportRequest{Gone: []string{name}})
-		},
+		Missing:    func(_, secret string) string { return d.explain(publishing, conn, secret, selectors) },
+		Closed:     closed,
 	}, nil
 }
 
-// publish keeps a stream's scope in step with what its process may have.
-func (d *envoyDoor) publish(ctx context.Context, name string, conn *envoyConn, scope distribute.Scope, sub *svid.Subscription) {
+// hold waits for what the process may have, as the Workload API does: else a
+// name whose certificate is just being signed would be said to be missing.
+func (d *envoyDoor) hold(ctx context.Context, conn *envoyConn) error {
+	timer := time.NewTimer(d.holdOff + holdSlack)
+	defer timer.Stop()
+	select {
+	case <-conn.first:
+	case <-timer.C:
+	case <-ctx.Done():
+		return fault.New(fault.Unavailable, "the caller waited no longer: %w", ctx.Err())
+	}
+	return nil
+}
+
+// holdSlack is for the answer to "which entry comes near".
+const holdSlack = 250 * time.Millisecond
+
+// publish keeps a stream's scope in step with what its process may have. One
+// that has never had an identity is given nothing; one whose identity was
+// taken away keeps what verifies peers, so that it goes on refusing who is
+// revoked.
+func (d *envoyDoor) publish(ctx context.Context, conn *envoyConn, scope distribute.Scope, sub *svid.Subscription) {
 	defer d.engine.Drop(scope)
-	for ctx.Err() == nil {
-		_, changed := d.link.View()
-		u, err := sub.Next(ctx)
-		if err != nil {
-			if ctx.Err() == nil && fault.Is(err, fault.Denied) {
-				d.engine.Drop(scope)
-			}
-			select { // an entry may appear, or a block be lifted
-			case <-ctx.Done():
-			case <-changed:
-			}
-			continue
-		}
+	sub.Follow(ctx, func(u *svid.Update, err error) {
 		resources := sds.Secrets(u, sds.SecretNames{})
 		number := uint64(0)
 		for _, n := range u.Trust.CRLNumber {
 			number = max(number, n)
 		}
 		d.mu.Lock()
-		conn.id = u.SVIDs[0].ID.String()
+		conn.reason = err
+		if len(u.SVIDs) > 0 {
+			conn.id = u.SVIDs[0].ID.String()
+		}
+		none := conn.id == ""
 		if len(conn.crl) > 64 {
 			conn.crl = map[string]uint64{}
 		}
@@ -124,15 +148,21 @@ func (d *envoyDoor) publish(ctx context.Context, name string, conn *envoyConn, s
 		conn.held = u.SVIDs
 		conn.certs = make(map[string]served, len(names))
 		for _, r := range resources {
+			if none {
+				continue
+			}
 			conn.crl[r.Version] = number
 			if v := names[r.Name]; v != nil {
 				conn.certs[r.Name] = served{r.Version, v}
 			}
 		}
 		d.mu.Unlock()
-		d.engine.Replace(scope, resources)
-		d.settle(conn)
-	}
+		if !none {
+			d.engine.Replace(scope, resources)
+			d.settle(conn)
+		}
+		conn.firstOnce.Do(func() { close(conn.first) })
+	})
 }
 
 // settle tells the manager which certificates this Envoy presents: those it
@@ -154,16 +184,72 @@ func (d *envoyDoor) settle(conn *envoyConn) {
 	}
 }
 
-// explain says which name, why nothing matches and which entry would.
-func (d *envoyDoor) explain(secret string, selectors []workload.Selector) string {
-	if len(d.manager.Match(selectors)) > 0 {
-		return fmt.Sprintf("no identity of this process goes by %q; declare it in spec.sdsNames of its WorkloadIdentity, or ask: legation why --sds-name %s", secret, secret)
+// explain says why a name cannot be served to this process, and which entry
+// would make it so.
+func (d *envoyDoor) explain(ctx context.Context, conn *envoyConn, name string, selectors []workload.Selector) string {
+	why := d.whyNot(ctx, conn, name, selectors)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(conn.missing) < maxMissing {
+		conn.missing[name] = why
 	}
-	near := d.manager.Near(selectors)
-	if len(near) == 0 {
-		return fmt.Sprintf("%q: no entry of this node comes near a process with %s; declare a WorkloadIdentity", secret, strings.Join(selectors, " "))
+	return why
+}
+
+// maxMissing bounds the names of one stream that "why" can tell about.
+const maxMissing = 64
+
+func (d *envoyDoor) whyNot(ctx context.Context, conn *envoyConn, name string, selectors []workload.Selector) string {
+	d.mu.Lock()
+	reason := conn.reason
+	d.mu.Unlock()
+	matched := d.manager.Match(selectors)
+	for _, e := range matched {
+		if e.Blocked && (wantsAny(name) || named(e, name)) {
+			return fmt.Sprintf("%s is revoked and gets no certificate until that is lifted: legation lift %s", e.SpiffeId, e.SpiffeId)
+		}
 	}
-	return fmt.Sprintf("%q: no entry matches this process; the nearest is %s (%s): %s", secret, near[0].Entry, near[0].SpiffeId, near[0].Reason)
+	view, _ := d.link.View()
+	for _, key := range slices.Sorted(maps.Keys(view.Entries)) {
+		e := view.Entries[key]
+		if !named(e, name) {
+			continue
+		}
+		if lacks := lacking(e, selectors); len(lacks) > 0 {
+			return fmt.Sprintf("entry %s (%s) has that name, and this process lacks %s", e.Name, e.SpiffeId, strings.Join(lacks, ", "))
+		}
+		return fmt.Sprintf("entry %s (%s) has that name and matches; its certificate is not there yet: %v", e.Name, e.SpiffeId, cmp.Or(reason, errSigning))
+	}
+	switch {
+	case len(matched) == 0:
+		return "no entry matches this process; " + d.manager.WhyNot(ctx, selectors)
+	case wantsAny(name):
+		return fmt.Sprintf("entry %s (%s) matches; what it needs is not there yet: %v", matched[0].Name, matched[0].SpiffeId, cmp.Or(reason, errSigning))
+	}
+	var may []string
+	for _, e := range matched {
+		may = append(may, e.Name+" ("+e.SpiffeId+")")
+	}
+	return fmt.Sprintf("this process matches %s, which has no such name; write it into spec.sdsNames of that WorkloadIdentity, or ask for default", strings.Join(may, ", "))
+}
+
+var errSigning = errors.New("it is being signed")
+
+// wantsAny: a name that every process with an identity is served.
+func wantsAny(name string) bool { return name == "default" || isContext(name) }
+
+func named(e *nodev1.Entry, name string) bool {
+	return e.SpiffeId == name || slices.Contains(e.SdsNames, name)
+}
+
+func lacking(e *nodev1.Entry, selectors []workload.Selector) []string {
+	var list []string
+	for _, s := range e.Selectors {
+		if !slices.Contains(selectors, s) {
+			list = append(list, s)
+		}
+	}
+	return list
 }
 
 // onStatus takes what these Envoys acknowledged.
@@ -176,8 +262,8 @@ func (d *envoyDoor) onStatus(list []distribute.Status) {
 		if conn == nil {
 			continue
 		}
-		if st.Acked != "" {
-			conn.acked = max(conn.acked, conn.crl[st.Acked])
+		if st.Sent != "" {
+			delete(conn.missing, st.Name)
 		}
 		conn.statuses[st.Name] = st
 		moved[conn] = true
@@ -197,8 +283,8 @@ func (c *envoyConn) line(st distribute.Status) *nodev1.SubscriberState {
 		Subscriber: st.Subscriber, Class: nodev1.Class_CLASS_ACKNOWLEDGED, SpiffeId: c.id, Type: st.Type, Name: st.Name,
 		SentVersion: st.Sent, AckedVersion: st.Acked, Error: st.Error, SinceUnixNano: st.Since.UnixNano(),
 	}
-	if _, hasCRL := c.crl[st.Acked]; hasCRL && isContext(st.Name) {
-		line.AckedCrlNumber = c.acked
+	if isContext(st.Name) {
+		line.AckedCrlNumber = c.crl[st.Acked]
 	}
 	return line
 }
@@ -238,4 +324,20 @@ func (d *envoyDoor) status() []*localv1.SubscriberStatus {
 		list = append(list, s)
 	}
 	return list
+}
+
+// asking lists who asks in vain for a name ("" is any), for people.
+func (d *envoyDoor) asking(name string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []string
+	for _, conn := range d.conns {
+		for asked, why := range conn.missing {
+			if name == "" || asked == name {
+				list = append(list, fmt.Sprintf("process %d asks for SDS name %q in vain: %s", conn.pid, asked, why))
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
 }

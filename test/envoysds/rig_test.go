@@ -21,8 +21,6 @@ import (
 	"github.com/legation-io/legation/test/stand"
 )
 
-func TestMain(m *testing.M) { stand.Main(m) }
-
 const (
 	backendID = "spiffe://example.org/ns/retail/sa/backend"
 	webID     = "spiffe://example.org/ns/retail/sa/web"

@@ -5,17 +5,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
 	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/legation-io/legation/internal/accesslog"
 	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/telemetry"
 )
 
 // Failure is one connection that did not come about, or was refused.
@@ -54,9 +55,9 @@ type LogServer struct {
 	p     LogServerParams
 	Table Table
 
-	// Anybody who reaches the port can make failures: the log takes a few a
-	// second, the counters all.
-	talk *rate.Limiter
+	// Anybody who reaches the port can make failures: the log takes a few of
+	// each cause and peer, the counters all.
+	talk *telemetry.Sampler
 
 	mu     sync.Mutex // guards recent
 	recent []Failure  // the last, newest last
@@ -73,7 +74,7 @@ func NewLogServer(p LogServerParams) *LogServer {
 	if p.Logger == nil {
 		p.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &LogServer{p: p, talk: rate.NewLimiter(5, 50)}
+	return &LogServer{p: p, talk: telemetry.NewSampler(5, time.Minute)}
 }
 
 // Failures returns the last failures, oldest first.
@@ -214,11 +215,12 @@ func (s *LogServer) fail(ctx context.Context, c *Connection, cause Cause, byPeer
 	}
 	s.p.Metrics.handshake(c.Direction, result, cause)
 	level := slog.LevelWarn
-	if !s.talk.Allow() {
+	ok, left := s.talk.Allow(string(f.Direction) + " " + string(cause) + " " + peerOf(f))
+	if !ok {
 		level = slog.LevelDebug
 	}
 	s.p.Logger.Log(ctx, level, "connection "+result, "direction", f.Direction, "cause", f.Cause, "reason", f.Reason,
-		"remote", f.Remote, "destination", f.Destination, "peer", f.PeerID, "serial", f.PeerSerial, "cluster", f.Cluster)
+		"remote", f.Remote, "destination", f.Destination, "peer", f.PeerID, "serial", f.PeerSerial, "cluster", f.Cluster, "left_out", left)
 	s.mu.Lock()
 	if len(s.recent) >= maxRecent {
 		s.recent = append(s.recent[:0], s.recent[1:]...)
@@ -228,4 +230,17 @@ func (s *LogServer) fail(ctx context.Context, c *Connection, cause Cause, byPeer
 	if s.p.OnFailure != nil {
 		s.p.OnFailure(f)
 	}
+}
+
+// peerOf is who it was about, for the log's sampling: the identity presented,
+// else the address without its port.
+func peerOf(f Failure) string {
+	if f.PeerID != "" {
+		return f.PeerID
+	}
+	host, _, err := net.SplitHostPort(f.Remote)
+	if err != nil {
+		return f.Destination
+	}
+	return host
 }

@@ -121,6 +121,12 @@ func (x *index) near(has []workload.Selector) []*nodev1.Candidate {
 	return all[:min(len(all), nearest)]
 }
 
+// WhyNot says in words which entries come nearest to selectors that nothing
+// matches, asking the control plane where this node knows of none.
+func (m *Manager) WhyNot(ctx context.Context, selectors []workload.Selector) string {
+	return m.near(ctx, m.index.Get(), selectors)
+}
+
 // near says in words which entries come near, here or, if none does, by what
 // the control plane knows.
 func (m *Manager) near(ctx context.Context, x *index, selectors []workload.Selector) string {

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
+	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +39,7 @@ type Attestor struct {
 	names  nameCache
 
 	attested *prometheus.CounterVec
+	talk     *telemetry.Sampler // any local process can make refusals
 
 	mu      sync.Mutex // guards what follows
 	epoll   int        // -1 while Run does not run
@@ -45,7 +48,7 @@ type Attestor struct {
 
 // NewAttestor starts nothing; Run does the watching.
 func NewAttestor(p Params) *Attestor {
-	a := &Attestor{want: p.Want, log: p.Log, epoll: -1, watched: map[int]*Caller{}}
+	a := &Attestor{want: p.Want, log: p.Log, epoll: -1, watched: map[int]*Caller{}, talk: telemetry.NewSampler(5, time.Minute)}
 	if a.want == nil {
 		a.want = func() Want { return Want{SHA256: true, Names: true} }
 	}
@@ -60,6 +63,16 @@ func NewAttestor(p Params) *Attestor {
 		p.Registerer.MustRegister(a.attested)
 	}
 	return a
+}
+
+// refused counts and logs a caller that could not be attested.
+func (a *Attestor) refused(err error) {
+	a.attested.WithLabelValues("refused").Inc()
+	if ok, left := a.talk.Allow(""); ok {
+		a.log.Warn("a local caller was refused", "error", err, "left_out", left)
+	} else {
+		a.log.Debug("a local caller was refused", "error", err)
+	}
 }
 
 // standalone serves callers made by the functions of this package.

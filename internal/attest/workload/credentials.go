@@ -48,8 +48,7 @@ type transport struct{ a *Attestor }
 func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, err := t.caller(conn)
 	if err != nil {
-		t.a.attested.WithLabelValues("refused").Inc()
-		t.a.log.Debug("a local caller was refused", "error", err)
+		t.a.refused(err)
 		conn.Close()
 		return nil, nil, err
 	}

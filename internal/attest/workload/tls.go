@@ -35,6 +35,7 @@ func (t tlsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 	}
 	caller, err := t.attestor.FromTCP(tcp)
 	if err != nil {
+		t.attestor.refused(err)
 		raw.Close()
 		return nil, nil, err
 	}
