@@ -215,7 +215,7 @@ func (a *agent) run(ctx context.Context) error {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
 	defer private.Close()
-	if err := os.RemoveAll(a.cfg.RunDir); err != nil { // sockets of sessions that a killed agent left
+	if err := a.sessions.Sweep(); err != nil {
 		return fmt.Errorf("runDir: %w", err)
 	}
 	doors, err := a.doors()
@@ -238,6 +238,7 @@ func (a *agent) run(ctx context.Context) error {
 	part("admin socket", func(context.Context) error { return doors.owner.Serve(private) })
 	part("shutdown", func(ctx context.Context) error {
 		<-ctx.Done()
+		a.sessions.Close()
 		doors.public.Stop()
 		doors.owner.Stop()
 		a.sessions.Wait()

@@ -159,7 +159,10 @@ type SessionStart struct {
 	// Path of the executable as the child will see it.
 	ExecPath string `protobuf:"bytes,8,opt,name=exec_path,json=execPath,proto3" json:"exec_path,omitempty"`
 	// The uid the Envoy will run as; only it may use the session's socket.
-	EnvoyUid      uint32 `protobuf:"varint,9,opt,name=envoy_uid,json=envoyUid,proto3" json:"envoy_uid,omitempty"`
+	EnvoyUid uint32 `protobuf:"varint,9,opt,name=envoy_uid,json=envoyUid,proto3" json:"envoy_uid,omitempty"`
+	// A session that the agent lost by its own restart: the child runs already
+	// and is attested as it runs, its Envoy comes back to the same socket.
+	Resume        string `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -255,6 +258,13 @@ func (x *SessionStart) GetEnvoyUid() uint32 {
 		return x.EnvoyUid
 	}
 	return 0
+}
+
+func (x *SessionStart) GetResume() string {
+	if x != nil {
+		return x.Resume
+	}
+	return ""
 }
 
 type EnvoyStarted struct {
@@ -1676,7 +1686,7 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\x05envoy\x18\x02 \x01(\v2\x1f.legation.local.v1.EnvoyStartedH\x00R\x05envoy\x12=\n" +
 	"\aprogram\x18\x03 \x01(\v2!.legation.local.v1.ProgramStartedH\x00R\aprogram\x12:\n" +
 	"\x06closed\x18\x04 \x01(\v2 .legation.local.v1.SocketsClosedH\x00R\x06closedB\t\n" +
-	"\amessage\"\xd7\x02\n" +
+	"\amessage\"\xef\x02\n" +
 	"\fSessionStart\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tchild_pid\x18\x02 \x01(\x05R\bchildPid\x12\x17\n" +
@@ -1686,7 +1696,9 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\boutbound\x18\x06 \x03(\v2\x1a.legation.node.v1.OutboundR\boutbound\x12\x1b\n" +
 	"\tspiffe_id\x18\a \x01(\tR\bspiffeId\x12\x1b\n" +
 	"\texec_path\x18\b \x01(\tR\bexecPath\x12\x1b\n" +
-	"\tenvoy_uid\x18\t \x01(\rR\benvoyUid\" \n" +
+	"\tenvoy_uid\x18\t \x01(\rR\benvoyUid\x12\x16\n" +
+	"\x06resume\x18\n" +
+	" \x01(\tR\x06resume\" \n" +
 	"\fEnvoyStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x10\n" +
 	"\x0eProgramStarted\"m\n" +

@@ -7,13 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,8 +23,6 @@ import (
 	"github.com/legation-io/legation/internal/agent/envoy"
 	"github.com/legation-io/legation/internal/fault"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // Options say how a program is run.
@@ -59,12 +57,14 @@ const DefaultEnvoyUID = 1337
 // session is one run, from the stopped child to its exit code.
 type session struct {
 	Options
-	stream   localv1.Sessions_OpenClient
+	stream   localv1.Sessions_OpenClient // replaced by converse alone
+	leave    func()                      // closes what stream is on
 	attested *localv1.Attested
 	child    *child
 	proxy    *envoy.Process
 	requests chan *localv1.SessionRequest // written to the stream by one goroutine
 	ready    chan struct{}
+	running  atomic.Bool // the program was started
 	begun    time.Time
 	accepted map[string][]envoy.Pair // by revocation; used by read alone
 }
@@ -102,21 +102,15 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 func (s *session) run(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	released := false
 	defer func() {
-		if !released {
+		if !s.running.Load() {
 			s.child.abandon()
 		}
 	}()
-
-	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return 1, err
-	}
-	defer conn.Close()
+	var err error
 	startCtx, stopStart := context.WithTimeoutCause(ctx, s.ReadyTimeout, fault.New(fault.Unavailable, "no identity and no configured proxy within %s; see: legation why --pid %d, and the agent's log", s.ReadyTimeout, s.child.cmd.Process.Pid))
 	defer stopStart()
-	if err := s.open(ctx, startCtx, conn); err != nil {
+	if err := s.open(ctx, startCtx); err != nil {
 		return 1, err
 	}
 	s.Log.Info("attested", "spiffe_id", s.attested.SpiffeId, "entry", s.attested.Entry, "session", s.attested.Session)
@@ -144,8 +138,7 @@ func (s *session) run(ctx context.Context) (int, error) {
 		return 1, err
 	}
 	group.Go(func() error { return ignoreCancel(s.proxy.Run(gctx)) })
-	group.Go(func() error { return ignoreCancel(s.write(gctx)) })
-	group.Go(func() error { return ignoreCancel(s.read(gctx)) })
+	group.Go(func() error { return ignoreCancel(s.converse(gctx)) })
 
 	if err := s.waitReady(startCtx, gctx); err != nil {
 		return 1, cause(err, group, cancel)
@@ -154,7 +147,7 @@ func (s *session) run(ctx context.Context) (int, error) {
 	if err := s.child.release(); err != nil {
 		return 126, err
 	}
-	released = true
+	s.running.Store(true)
 	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Program{Program: &localv1.ProgramStarted{}}})
 	s.Log.Info("program started", "pid", s.child.cmd.Process.Pid, "path", s.child.path, "took", time.Since(s.begun).Round(time.Millisecond))
 	return s.wait(ctx, gctx)
@@ -174,44 +167,6 @@ func ignoreCancel(err error) error {
 		return nil
 	}
 	return err
-}
-
-// open asks the agent for a session and waits for the child's identity.
-func (s *session) open(ctx, startCtx context.Context, conn *grpc.ClientConn) error {
-	stream, err := localv1.NewSessionsClient(conn).Open(ctx)
-	if err != nil {
-		return fmt.Errorf("open a session at %s: %w", s.Socket, err)
-	}
-	s.stream = stream
-	err = stream.Send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Start{Start: &localv1.SessionStart{
-		ChildPid: int32(s.child.cmd.Process.Pid), ExecFd: fdExec, ExecPath: s.child.path,
-		Mode: s.Mode, Inbound: s.Inbound, Outbound: s.Outbound, SpiffeId: s.SPIFFEID, EnvoyUid: s.envoyUID(),
-	}}})
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("open a session at %s: %w", s.Socket, err)
-	}
-	type answer struct {
-		r   *localv1.SessionResponse
-		err error
-	}
-	got := make(chan answer, 1)
-	go func() { // ends with the stream, whose context this function's caller ends
-		r, err := stream.Recv()
-		got <- answer{r, err}
-	}()
-	select {
-	case a := <-got:
-		if a.err != nil {
-			return a.err
-		}
-		s.attested = a.r.GetAttested()
-		if s.attested == nil {
-			return fault.New(fault.Internal, "the agent at %s answered %T before it attested the program; do the versions match?", s.Socket, a.r.Message)
-		}
-		return nil
-	case <-startCtx.Done():
-		return context.Cause(startCtx)
-	}
 }
 
 func (s *session) envoyUID() uint32 {
@@ -245,44 +200,6 @@ func (s *session) send(r *localv1.SessionRequest) {
 	case s.requests <- r:
 	default:
 		s.Log.Warn("the agent does not take messages; one was dropped")
-	}
-}
-
-func (s *session) write(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case r := <-s.requests:
-			if err := s.stream.Send(r); err != nil {
-				return nil // the reader has the reason
-			}
-		}
-	}
-}
-
-// read does what the agent says until the session ends.
-func (s *session) read(ctx context.Context) error {
-	for {
-		r, err := s.stream.Recv()
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fault.New(fault.Unavailable, "the agent ended the session: %w", err)
-		}
-		switch m := r.Message.(type) {
-		case *localv1.SessionResponse_Ready:
-			select {
-			case <-s.ready:
-			default:
-				close(s.ready)
-			}
-		case *localv1.SessionResponse_Warning:
-			s.Log.Warn(m.Warning)
-		case *localv1.SessionResponse_Close:
-			s.closeSockets(ctx, m.Close)
-		}
 	}
 }
 

@@ -12,10 +12,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -61,6 +61,7 @@ type Server struct {
 	p       Params
 	metrics *envoy.Metrics
 	running sync.WaitGroup
+	closing atomic.Bool // sessions that end now are resumed with the next agent
 	revoked revokedSerials
 
 	mu       sync.Mutex // guards sessions
@@ -74,6 +75,11 @@ func New(p Params) *Server {
 	}
 	return &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
 }
+
+// Close announces that this agent ends: the folders of sessions stay, so that
+// their Envoys find the next agent at the same socket. Call it before the gRPC
+// server is stopped.
+func (s *Server) Close() { s.closing.Store(true) }
 
 // Wait returns when every session has ended. Call it after the gRPC server
 // was stopped.
@@ -108,7 +114,7 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	if start.TrustDomain != "" && start.TrustDomain != s.p.TrustDomain {
 		return fault.New(fault.Invalid, "this agent is of trust domain %s, not %s", s.p.TrustDomain, start.TrustDomain)
 	}
-	id, err := newID()
+	id, err := sessionID(start, caller)
 	if err != nil {
 		return err
 	}
@@ -161,8 +167,25 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	}
 }
 
+// sessionID is a new one, or that of a session which a restart of this agent
+// interrupted: only who may use its folder can come back to it.
+func sessionID(start *localv1.SessionStart, caller *workload.Caller) (string, error) {
+	if start.Resume == "" {
+		return newID()
+	}
+	if raw, err := hex.DecodeString(start.Resume); err != nil || len(raw) != idBytes {
+		return "", fault.New(fault.Invalid, "resume a session: %q is not the id of one", start.Resume)
+	}
+	if caller.UID() != 0 && caller.UID() != start.EnvoyUid {
+		return "", fault.New(fault.Denied, "resume session %s: uid %d may not speak for the Envoy of uid %d", start.Resume, caller.UID(), start.EnvoyUid)
+	}
+	return start.Resume, nil
+}
+
+const idBytes = 6
+
 func newID() (string, error) {
-	b := make([]byte, 6)
+	b := make([]byte, idBytes)
 	if _, err := rand.Read(b); err != nil {
 		return "", err
 	}
@@ -270,21 +293,4 @@ func (s *Server) Admins() map[string]string {
 		m[sn.id] = sn.adminSocket()
 	}
 	return m
-}
-
-// prepareDir makes the session's private folder for its Envoy's user.
-func prepareDir(dir string, uid uint32) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fault.New(fault.Unavailable, "make the folder of sessions: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fault.New(fault.Unavailable, "make the session's folder: %w", err)
-	}
-	if int(uid) != os.Geteuid() {
-		if err := os.Chown(dir, int(uid), -1); err != nil {
-			os.RemoveAll(dir)
-			return fault.New(fault.Denied, "this agent may not give a session's socket to uid %d (%v); run the agent as root, or sessions as the agent's user", uid, err)
-		}
-	}
-	return nil
 }

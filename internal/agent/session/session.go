@@ -60,11 +60,14 @@ type session struct {
 	closing  map[string]*ending
 }
 
+// socketName is where an Envoy finds its agent, in the session's folder.
+const socketName = "envoy.sock"
+
 func (sn *session) configScope() distribute.Scope { return distribute.Scope("session/" + sn.id) }
 func (sn *session) secretScope() distribute.Scope {
 	return distribute.Scope("session/" + sn.id + "/secrets")
 }
-func (sn *session) socket() string      { return filepath.Join(sn.dir, "envoy.sock") }
+func (sn *session) socket() string      { return filepath.Join(sn.dir, socketName) }
 func (sn *session) adminSocket() string { return filepath.Join(sn.dir, "admin.sock") }
 
 func (sn *session) spiffeID() string {
@@ -79,14 +82,16 @@ func (sn *session) begin(ctx context.Context) (err error) {
 	if err := sn.attest(ctx); err != nil {
 		return err
 	}
-	if err := prepareDir(sn.dir, sn.start.EnvoyUid); err != nil {
+	if err := prepareDir(sn.dir, sn.start.EnvoyUid, sn.start.Resume != ""); err != nil {
 		sn.child.Close()
 		return err
 	}
 	defer func() {
 		if err != nil {
 			sn.child.Close()
-			os.RemoveAll(sn.dir)
+			if sn.start.Resume == "" { // its Envoy is still in there
+				os.RemoveAll(sn.dir)
+			}
 		}
 	}()
 	bootstrap, err := envoy.Bootstrap(envoy.BootstrapParams{NodeID: "legation~" + sn.id, Socket: sn.socket(), AdminSocket: sn.adminSocket()})
@@ -100,6 +105,19 @@ func (sn *session) begin(ctx context.Context) (err error) {
 	sn.logs = envoy.NewLogServer(envoy.LogServerParams{Logger: sn.log, Clock: sn.server.p.Clock, Metrics: sn.server.metrics, OnConnect: sn.connected})
 	sn.out <- &localv1.SessionResponse{Message: &localv1.SessionResponse_Attested{Attested: sn.attested}}
 	return nil
+}
+
+// selectors of the child as it will run, or, resumed, as it runs.
+func (sn *session) selectors(ctx context.Context, child *workload.Caller) ([]workload.Selector, error) {
+	if sn.start.Resume != "" {
+		return child.Selectors(ctx)
+	}
+	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
+	if err != nil {
+		return nil, fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
+	}
+	defer file.Close()
+	return workload.SelectorsForExec(ctx, child, file, sn.start.ExecPath)
 }
 
 // attest decides who the child is. It must be the caller's own child: a
@@ -121,12 +139,7 @@ func (sn *session) attest(ctx context.Context) (err error) {
 	if parent != sn.runPID {
 		return fault.New(fault.Denied, "process %d is not a child of the caller (pid %d)", sn.start.ChildPid, sn.runPID)
 	}
-	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
-	if err != nil {
-		return fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
-	}
-	defer file.Close()
-	selectors, err := workload.SelectorsForExec(ctx, child, file, sn.start.ExecPath)
+	selectors, err := sn.selectors(ctx, child)
 	if err != nil {
 		return fmt.Errorf("attest the program: %w", err)
 	}
@@ -355,8 +368,12 @@ func (sn *session) end() {
 	sn.server.p.Link.UnwatchSubject(sn.id)
 	sn.server.p.Engine.Drop(sn.configScope())
 	sn.sub.Close()
-	sn.server.p.Manager.Forget(svid.Instance("session/" + sn.id)) // nobody will ask for this key again
 	sn.child.Close()
+	if sn.server.closing.Load() {
+		sn.log.Info("session left for the next agent")
+		return
+	}
+	sn.server.p.Manager.Forget(svid.Instance("session/" + sn.id)) // nobody will ask for this key again
 	os.RemoveAll(sn.dir)
 	sn.server.p.Link.Report(&nodev1.ReportRequest{Gone: []string{Subscriber(sn.id)}})
 	sn.log.Info("session ended")

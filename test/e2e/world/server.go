@@ -228,6 +228,9 @@ func (s *Session) read() string {
 	return string(raw)
 }
 
+// Count says how often its log has a text.
+func (s *Session) Count(text string) int { return strings.Count(s.read(), text) }
+
 // Envoy is the pid of the session's Envoy, 0 while there is none.
 func (s *Session) Envoy() int {
 	for _, pid := range Children(s.PID) {
