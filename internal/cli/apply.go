@@ -173,11 +173,13 @@ func readDocuments(in io.Reader, names []string) ([]*adminv1.Document, error) {
 
 func getCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:       "get KIND [NAME...]",
-		Short:     "Show declared resources",
-		Example:   "  legation get workloadidentities -A\n  legation get service retrieval -o yaml\n  legation get all",
-		Args:      cobra.MinimumNArgs(1),
-		ValidArgs: []string{"workloadidentities", "services", "endpointslices", "workloadentries", "all"},
+		Use: "get KIND [NAME...]",
+		Long: `Get shows what is declared, as it is stored. KIND is WorkloadIdentity, Service,
+EndpointSlice or WorkloadEntry, in any spelling that kubectl takes, or all.`,
+		Short:             "Show declared resources",
+		Example:           "  legation get workloadidentities -A\n  legation get service retrieval -o yaml\n  legation get all",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: o.resources,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				r, err := c.Get(cmd.Context(), &adminv1.GetRequest{TrustDomain: o.trustDomain, Namespace: o.space(), Kind: args[0], Names: args[1:]})
@@ -217,6 +219,11 @@ func deleteCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "delete (KIND NAME... | -f FILE...)",
 		Short: "Remove declared resources",
+		Long: `Delete removes all that is named, or nothing. An identity whose entry is gone
+is renewed no more and dropped by the agents; its certificates stay valid until
+they expire: to take them away at once, revoke.`,
+		Example:           "  legation delete workloadidentity web\n  legation delete -f platform/",
+		ValidArgsFunction: o.resources,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &adminv1.DeleteRequest{TrustDomain: o.trustDomain, Namespace: o.space(), IgnoreNotFound: ignore}
 			switch {

@@ -55,7 +55,12 @@ func certCommand(o *options) *cobra.Command {
 	var req adminv1.ListCertificatesRequest
 	var expires time.Duration
 	list := &cobra.Command{
-		Use: "list", Short: "List issued certificates", Args: cobra.NoArgs,
+		Use: "list",
+		Long: `List reads the inventory: everything this trust domain signed that has not
+expired (with --expired also what has), from the journal that is written before
+a certificate leaves the control plane. -o wide adds instance, profile, and why
+a certificate has the lifetime it has.`,
+		Short: "List issued certificates", Args: cobra.NoArgs,
 		Example: "  legation cert list --spiffe-id spiffe://example.org/ns/default/sa/web\n  legation cert list --node web-1 --expires-within 1h -o wide",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req.TrustDomain, req.ExpiresWithinSeconds = o.trustDomain, int64(expires/time.Second)
@@ -83,10 +88,15 @@ func certCommand(o *options) *cobra.Command {
 	f.DurationVar(&expires, "expires-within", 0, "only those that end within this time")
 	f.BoolVar(&req.IncludeExpired, "expired", false, "expired ones too")
 	f.Uint32Var(&req.Limit, "limit", 500, "at most so many")
+	completeFlags(list, map[string]completer{"spiffe-id": o.spiffeIDs(), "node": o.nodeNames, "serial": o.serials()})
 	c.AddCommand(list)
 
 	c.AddCommand(&cobra.Command{
-		Use: "show SERIAL", Short: "Show one issued certificate and why it has the lifetime it has", Args: cobra.ExactArgs(1),
+		Use: "show SERIAL",
+		Long: `Show takes a serial or a beginning of it that is unique, in hex, with or
+without colons.`,
+		Example: "  legation cert show 6f02a1",
+		Short:   "Show one issued certificate and why it has the lifetime it has", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.serials()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				serial := strings.ToLower(strings.ReplaceAll(args[0], ":", ""))

@@ -24,7 +24,11 @@ type finding struct {
 
 func checkCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "check", Short: "Pre-flight checks of this machine", Args: cobra.NoArgs,
+		Use: "check",
+		Long: `Check looks at this machine before anything is started on it: kernel, pidfds,
+clock, locked memory, Envoy, nftables, open files. A warning says what will not
+be as good as it could be; an error, what will not work, and ends with 1.`,
+		Short: "Pre-flight checks of this machine", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found := []finding{checkKernel(), checkPeerPidfd(), checkClock(), checkMemlock(), checkEnvoy(cmd.Context()), checkCapture(), checkFiles()}
 			t := table{heading: []string{"CHECK", "STATE", "DETAIL", "FIX"}}

@@ -46,7 +46,7 @@ type options struct {
 
 // New builds the whole command tree. serve runs the control plane.
 func New(serve *cobra.Command) *cobra.Command {
-	o := &options{out: os.Stdout, errOut: os.Stderr, in: os.Stdin}
+	o := &options{}
 	root := &cobra.Command{
 		Use:   "legation",
 		Short: "Identity, mutual TLS and revocation for workloads",
@@ -68,7 +68,8 @@ from all of them at once.
 	f.BoolVarP(&o.allSpaces, "all-namespaces", "A", false, "all namespaces")
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml", "name"}, cobra.ShellCompDirectiveNoFileComp))
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		o.out, o.errOut, o.in = c.OutOrStdout(), c.ErrOrStderr(), c.InOrStdin()
 		switch o.output {
 		case "table", "wide", "json", "yaml", "name":
 			return nil

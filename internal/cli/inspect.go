@@ -37,7 +37,11 @@ type inspectView struct {
 
 func inspectCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "inspect FILE", Short: "Read certificates from a PEM or DER file (- is standard input) and say what they are", Args: cobra.ExactArgs(1),
+		Use: "inspect FILE",
+		Long: `Inspect reads certificates from a file, asks nobody, and says what each one is
+and why it is no SVID where it is none.`,
+		Example: "  legation cert inspect chain.pem\n  openssl s_client -connect api:15443 -showcerts </dev/null | legation cert inspect -",
+		Short:   "Read certificates from a PEM or DER file (- is standard input) and say what they are", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			raw, err := readBounded(o.in, args[0])
 			if err != nil {

@@ -111,10 +111,15 @@ func nodeCommand(o *options) *cobra.Command {
 		})
 	}
 	c.AddCommand(&cobra.Command{Use: "list", Short: "List nodes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return list(cmd, "") }})
-	c.AddCommand(&cobra.Command{Use: "show NAME", Short: "Show one node", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error { return list(cmd, args[0]) }})
+	c.AddCommand(&cobra.Command{Use: "show NAME", Short: "Show one node", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.nodeNames), RunE: func(cmd *cobra.Command, args []string) error { return list(cmd, args[0]) }})
 	var reason string
 	ban := &cobra.Command{
-		Use: "ban NAME", Short: "Ban a node: its streams end at once, its certificates are revoked, it can renew nothing", Args: cobra.ExactArgs(1),
+		Use: "ban NAME",
+		Long: `Ban ends a node's streams at once, revokes its certificate and every
+certificate that was issued through it, and refuses it until "node unban".
+After that it attests anew, with a new token.`,
+		Example: "  legation node ban web-1 --reason 'disk was stolen'",
+		Short:   "Ban a node: its streams end at once, its certificates are revoked, it can renew nothing", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.nodeNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				r, err := c.BanNode(cmd.Context(), &adminv1.BanNodeRequest{TrustDomain: o.trustDomain, Name: args[0], Reason: reason})
@@ -132,7 +137,7 @@ func nodeCommand(o *options) *cobra.Command {
 	ban.Flags().StringVar(&reason, "reason", "", "kept with the node and in the audit trail")
 	c.AddCommand(ban)
 	c.AddCommand(&cobra.Command{
-		Use: "unban NAME", Short: "Let a banned node attest again", Args: cobra.ExactArgs(1),
+		Use: "unban NAME", Short: "Let a banned node attest again", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.nodeNames),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, "", args[0]) },
 	})
 	return c
@@ -140,7 +145,8 @@ func nodeCommand(o *options) *cobra.Command {
 
 func liftCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "lift SPIFFE-ID", Short: "End the block that a revocation put on an identity", Args: cobra.ExactArgs(1),
+		Example: "  legation lift spiffe://example.org/ns/default/sa/ingestion",
+		Use:     "lift SPIFFE-ID", Short: "End the block that a revocation put on an identity", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.spiffeIDs()),
 		Long: `Lift lets an identity be issued again. Certificates that were revoked stay
 revoked: workloads get new ones.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, args[0], "") },

@@ -45,6 +45,8 @@ four classes apart: enforcing (a probed handshake, or our own data plane),
 acknowledged (Envoy), delivered (Workload API), unknown (files, CRL pollers).`,
 		Example: "  legation revoke spiffe://example.org/ns/default/sa/ingestion --reason 'key leaked'\n  legation revoke --serial 6f02a1",
 		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: first(o.spiffeIDs()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if !strings.HasPrefix(args[0], "spiffe://") {
@@ -98,6 +100,7 @@ acknowledged (Envoy), delivered (Workload API), unknown (files, CRL pollers).`,
 	f.StringVar(&req.Node, "node", "", "every certificate of a node")
 	f.StringVar(&req.Reason, "reason", "", "kept in the inventory and the audit trail")
 	f.DurationVar(&wait, "wait", 5*time.Second, "how long to wait for acknowledgements")
+	completeFlags(c, map[string]completer{"spiffe-id": o.spiffeIDs(), "node": o.nodeNames, "serial": o.serials()})
 	return c
 }
 
@@ -160,7 +163,10 @@ func bundleCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "bundle", Short: "The trust bundle"}
 	var format string
 	show := &cobra.Command{
-		Use: "show", Short: "Print the trust bundle", Args: cobra.NoArgs,
+		Use: "show",
+		Long: `Show prints the roots of the trust domain: as PEM, as a SPIFFE bundle (a JWK
+set), or only the hash that an agent may be started with.`,
+		Short: "Print the trust bundle", Args: cobra.NoArgs,
 		Example: "  legation bundle show > bundle.pem\n  legation bundle show --format spiffe",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch format {
@@ -192,6 +198,7 @@ func bundleCommand(o *options) *cobra.Command {
 		},
 	}
 	show.Flags().StringVar(&format, "format", "pem", "pem, spiffe (JWK set) or hash")
+	completeFlags(show, map[string]completer{"format": cobra.FixedCompletions([]string{"pem", "spiffe", "hash"}, cobra.ShellCompDirectiveNoFileComp)})
 	c.AddCommand(show)
 	return c
 }

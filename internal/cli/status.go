@@ -4,6 +4,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"sort"
 	"strings"
 	"time"
@@ -54,6 +55,12 @@ func statusCommand(o *options) *cobra.Command {
 	var agent bool
 	c := &cobra.Command{
 		Use: "status", Short: "What runs, what is attached, what is behind, and what is wrong with what to do about it", Args: cobra.NoArgs,
+		Long: `Status asks the control plane: its authority, nodes, subscribers, what was
+sent and is not acknowledged, and what was refused and why. With --node it asks
+this machine's agent: its link, its identities, the Envoys it serves.
+
+Every problem comes with what to do about it, and makes the command end with 1.`,
+		Example: "  legation status\n  legation status --node\n  legation status -o json | jq .problems",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if agent {
 				return o.local(cmd.Context(), func(c localv1.AgentAdminClient) error {
@@ -81,9 +88,10 @@ func (o *options) printStatus(r *adminv1.StatusResponse) error {
 	if o.output == "json" || o.output == "yaml" {
 		v := statusView{
 			TrustDomain: r.TrustDomain, Version: r.Version, StartedAt: stamp(r.StartedAtUnix), Revision: r.StoreRevision,
-			Valid: r.CertificatesValid, Revoked: r.CertificatesRevoked, Subscribers: r.Subscribers, Resources: r.Resources,
+			Valid: r.CertificatesValid, Revoked: r.CertificatesRevoked, Subscribers: r.Subscribers, Resources: map[string]uint32{},
 			Authorities: []authorityView{}, Nodes: []nodeView{}, Behind: []behindView{}, Problems: append([]string{}, r.Problems...),
 		}
+		maps.Copy(v.Resources, r.Resources)
 		for _, a := range r.Authorities {
 			v.Authorities = append(v.Authorities, authorityView{a.Name, stamp(a.RootExpiresUnix), stamp(a.IssuingExpiresUnix), a.CrlNumber, a.Revoked})
 		}
@@ -246,7 +254,10 @@ func whyCommand(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "why (--pid N | --selector TYPE:VALUE... | --sds-name NAME)",
 		Short: "Why a process has the identity it has, or none",
-		Long:  "Why asks this machine's agent. It needs the agent's admin socket, which its owner may use.",
+		Long: `Why asks this machine's agent, over the admin socket that its owner may use:
+which selectors a process has, which entry they match, which serial it holds
+and until when. Where nothing matches it names the entries that come nearest,
+on any node, and what is missing.`,
 		Example: "  legation why --pid 4711\n  legation why --selector unix:uid:1000 --selector unix:path:/usr/bin/python3.11\n" +
 			"  legation why --sds-name retail-service-cert",
 		Args: cobra.NoArgs,
