@@ -61,7 +61,7 @@ func newBareFile(path string) (*bareFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Write(make([]byte, 1<<20)); err == nil {
+	if _, err = f.Write(make([]byte, 1<<20)); err == nil {
 		err = f.Sync()
 	}
 	if err != nil {
