@@ -176,10 +176,22 @@ func (c *child) abandon() {
 // Stub is the waiting child: it becomes argv on one byte at fdGo. It returns
 // only on failure, with the exit code.
 func Stub(path string, argv []string) int {
+	// The kernel keeps the death signal that the parent set for the thread
+	// that it made. Which thread executes the program is up to the runtime,
+	// and that one lives on: it has to have the signal too.
+	runtime.LockOSThread()
+	parent := os.Getppid()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		fmt.Fprintf(os.NewFile(fdFail, "fail"), "tie it to its parent: %v", err)
+		return 126
+	}
 	goFile := os.NewFile(fdGo, "go")
 	buf := make([]byte, 1)
 	if n, err := goFile.Read(buf); n != 1 || err != nil {
 		return 125 // the parent gave up
+	}
+	if os.Getppid() != parent {
+		return 125 // it died before the signal was set
 	}
 	goFile.Close()
 	unix.CloseOnExec(fdExec)
