@@ -81,6 +81,7 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 		}
 	}
 	list = append(list, s.agent.envoys.asking("")...)
+	list = append(list, s.agent.sessions.Problems()...)
 	for _, sub := range r.Subscribers {
 		for _, st := range sub.States {
 			if st.Error != "" {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -263,12 +264,17 @@ func (a *agent) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// ready is nil once identities can be served, from the control plane or from
-// the cache.
+// ready is nil once secrets can be served, from the control plane or from the
+// cache: entries, and the roots and CRL to verify peers by.
 func (a *agent) ready() error {
 	view, _ := a.link.View()
-	if !view.Synced {
-		return fault.New(fault.Unavailable, "nothing received from the control plane yet: %s", view.LastError)
+	switch bundle := view.Bundles[a.td.Name()]; {
+	case !view.Synced:
+		return fault.New(fault.Unavailable, "nothing received from the control plane yet: %s", cmp.Or(view.LastError, "still connecting"))
+	case bundle == nil || len(bundle.X509Roots) == 0:
+		return fault.New(fault.Unavailable, "the trust bundle of %s has not been received yet", a.td.Name())
+	case len(view.CRLs) == 0:
+		return fault.New(fault.Unavailable, "no CRL of %s has been received yet; without one nobody can be verified", a.td.Name())
 	}
 	return nil
 }

@@ -177,7 +177,11 @@ func (o *options) printAgent(r *localv1.StatusResponse) error {
 	}
 	fmt.Fprintf(w, "subscribers    %d\n", len(r.Subscribers))
 	for _, s := range r.Subscribers {
-		fmt.Fprintf(w, "  %s %s\n", s.Subscriber, s.SpiffeId)
+		fmt.Fprintf(w, "  %s %s", s.Subscriber, s.SpiffeId)
+		if s.Served != nil {
+			fmt.Fprintf(w, ", presents %.16s, ends in %s", s.Served.Serial, until(s.Served.NotAfterUnix))
+		}
+		fmt.Fprintln(w)
 		for _, st := range s.States {
 			if st.Error != "" || st.SentVersion != st.AckedVersion {
 				fmt.Fprintf(w, "    behind: %s %s%s\n", st.Type, st.Name, refused(st))
@@ -220,6 +224,9 @@ type subscriberView struct {
 	SPIFFEID   string   `json:"spiffeID,omitempty"`
 	PID        int32    `json:"pid,omitempty"`
 	Behind     []string `json:"behind"`
+	// Presents is the serial that its Envoy was last seen to present.
+	Presents      string `json:"presents,omitempty"`
+	PresentsUntil string `json:"presentsUntil,omitempty"`
 }
 
 func viewIdentities(list []*localv1.IdentityStatus) []identityView {
@@ -238,7 +245,10 @@ func viewAgent(r *localv1.StatusResponse) agentView {
 		Identities: viewIdentities(r.Identities), Subscribers: []subscriberView{}, Problems: append([]string{}, r.Problems...),
 	}
 	for _, s := range r.Subscribers {
-		sv := subscriberView{s.Subscriber, s.SpiffeId, s.Pid, []string{}}
+		sv := subscriberView{Subscriber: s.Subscriber, SPIFFEID: s.SpiffeId, PID: s.Pid, Behind: []string{}}
+		if s.Served != nil {
+			sv.Presents, sv.PresentsUntil = s.Served.Serial, stamp(s.Served.NotAfterUnix)
+		}
 		for _, st := range s.States {
 			if st.Error != "" || st.SentVersion != st.AckedVersion {
 				sv.Behind = append(sv.Behind, st.Type+" "+st.Name+refused(st))

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/prometheus/client_golang/prometheus"
@@ -168,6 +169,9 @@ func (e *Engine) setLocked(t *touched, name Scope, typ, resource string, r *Reso
 		tb.resources[resource] = r
 	}
 	e.metrics.changes.Inc()
+	if t.at.IsZero() {
+		t.at = e.clock.Now()
+	}
 	tb.interested(resource, func(w *watch) { t.markLocked(w, resource) })
 	if r == nil {
 		e.tidyLocked(tb)
@@ -175,9 +179,15 @@ func (e *Engine) setLocked(t *touched, name Scope, typ, resource string, r *Reso
 }
 
 // touched collects subscribers to wake once the lock is released.
-type touched struct{ subscribers []*Subscriber }
+type touched struct {
+	subscribers []*Subscriber
+	at          time.Time // of the change
+}
 
 func (t *touched) markLocked(w *watch, name string) {
+	if w.changed.IsZero() && !w.first {
+		w.changed = t.at
+	}
 	w.mark(name, 0)
 	if !w.sub.touched {
 		w.sub.touched = true

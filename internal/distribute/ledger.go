@@ -22,7 +22,10 @@ type delivery struct {
 	nonce uint64
 	state state
 	since time.Time
-	err   string
+	// changed is when the oldest change in here happened; zero when it only
+	// told what was so already.
+	changed time.Time
+	err     string
 	// previous is the version last acknowledged of the names in here. It is
 	// not the Resource: nobody's old key is to be kept for the ledger.
 	previous map[string]string
@@ -76,6 +79,8 @@ func (w *watch) settle(nonce, refusal string, now time.Time) []string {
 	if refusal != "" {
 		d.state = refused
 		w.sub.engine.metrics.refused.WithLabelValues(w.label()).Inc()
+	} else if !d.changed.IsZero() {
+		w.sub.engine.metrics.push.WithLabelValues(w.label()).Observe(now.Sub(d.changed).Seconds())
 	}
 	names := make([]string, 0, len(d.resources)+len(d.removed))
 	for _, r := range d.resources {

@@ -8,6 +8,7 @@ type metrics struct {
 	responses   *prometheus.CounterVec
 	resources   *prometheus.CounterVec
 	refused     *prometheus.CounterVec
+	push        *prometheus.HistogramVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -22,9 +23,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "legation_distribute_resources_sent_total", Help: "Resources in responses handed out, by type."}, []string{"type"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "legation_distribute_refused_total", Help: "Responses that a subscriber refused, by type."}, []string{"type"}),
+		push: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "legation_push_seconds",
+			Help:    "From a change to its acknowledgement by a subscriber that was attached and idle when it happened, by type.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}, []string{"type"}),
 	}
 	if r != nil {
-		r.MustRegister(m.changes, m.subscribers, m.responses, m.resources, m.refused)
+		r.MustRegister(m.changes, m.subscribers, m.responses, m.resources, m.refused, m.push)
 	}
 	return m
 }

@@ -23,6 +23,7 @@ type watch struct {
 	answer  bool            // answer even if nothing is new
 	first   bool            // the first answer is not complete yet
 	initial int             // names in dirty that belong to the first answer
+	changed time.Time       // when the oldest change in dirty happened; zero: none did while attached
 
 	flight []*delivery // not answered yet, oldest first
 }
@@ -110,7 +111,7 @@ func (w *watch) next(now time.Time) *Response {
 		return nil
 	}
 	w.expand()
-	d := &delivery{state: pending, since: now}
+	d := &delivery{state: pending, since: now, changed: w.changed}
 	size, forced := 0, w.answer
 	w.answer = false
 	many := len(w.dirty) > 64
@@ -120,8 +121,11 @@ func (w *watch) next(now time.Time) *Response {
 			break
 		}
 	}
-	if len(w.dirty) == 0 && many {
-		w.dirty = nil // a map does not shrink
+	if len(w.dirty) == 0 {
+		w.changed = time.Time{}
+		if many {
+			w.dirty = nil // a map does not shrink
+		}
 	}
 	if w.first && w.initial == 0 {
 		w.first = false

@@ -252,7 +252,7 @@ func (s *server) run(ctx context.Context, ready func()) error {
 			remote.Stop()
 			return fault.New(fault.Invalid, "metrics: %w", err)
 		}
-		h := &telemetry.HTTP{Gatherer: s.metrics, Ready: func() error { return nil }}
+		h := &telemetry.HTTP{Gatherer: s.metrics, Ready: func() error { return s.ready(ctx) }}
 		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, l) })
 	}
 	s.log.Info("control plane serves", "trust_domain", s.td.Name(), "listen", tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket, "version", version.Version, "took", time.Since(s.started).Round(time.Millisecond))
@@ -260,6 +260,27 @@ func (s *server) run(ctx context.Context, ready func()) error {
 		ready()
 	}
 	return group.Wait()
+}
+
+// ready is nil while the store answers and certificates can be signed; both
+// doors are open before anybody can ask.
+func (s *server) ready(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return fault.New(fault.Unavailable, "this control plane is shutting down")
+	case <-s.store.Failed():
+		return fault.New(fault.Unavailable, "the store stopped; the log says why")
+	default:
+	}
+	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := s.store.Revision(ask); err != nil {
+		return fmt.Errorf("the store does not answer: %w", err)
+	}
+	if issuing, _ := s.authority.Chain(); !clock.System.Now().Before(issuing.NotAfter) {
+		return fault.New(fault.Unavailable, "the issuing CA ended at %s; nothing can be signed", issuing.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // stopGracefully lets calls end, briefly: streams never do.

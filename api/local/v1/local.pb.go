@@ -1462,11 +1462,13 @@ func (x *IdentityStatus) GetRenewAtUnix() int64 {
 }
 
 type SubscriberStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Subscriber    string                 `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Pid           int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
-	States        []*v1.SubscriberState  `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Subscriber string                 `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	SpiffeId   string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Pid        int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	States     []*v1.SubscriberState  `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
+	// What its Envoy was last seen to present; absent when that is not known.
+	Served        *v1.ServedCertificate `protobuf:"bytes,5,opt,name=served,proto3" json:"served,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1525,6 +1527,13 @@ func (x *SubscriberStatus) GetPid() int32 {
 func (x *SubscriberStatus) GetStates() []*v1.SubscriberState {
 	if x != nil {
 		return x.States
+	}
+	return nil
+}
+
+func (x *SubscriberStatus) GetServed() *v1.ServedCertificate {
+	if x != nil {
+		return x.Served
 	}
 	return nil
 }
@@ -1800,14 +1809,15 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\binstance\x18\x03 \x01(\tR\binstance\x12\x16\n" +
 	"\x06serial\x18\x04 \x01(\tR\x06serial\x12$\n" +
 	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12\"\n" +
-	"\rrenew_at_unix\x18\x06 \x01(\x03R\vrenewAtUnix\"\x9c\x01\n" +
+	"\rrenew_at_unix\x18\x06 \x01(\x03R\vrenewAtUnix\"\xd9\x01\n" +
 	"\x10SubscriberStatus\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x129\n" +
-	"\x06states\x18\x04 \x03(\v2!.legation.node.v1.SubscriberStateR\x06states\"z\n" +
+	"\x06states\x18\x04 \x03(\v2!.legation.node.v1.SubscriberStateR\x06states\x12;\n" +
+	"\x06served\x18\x05 \x01(\v2#.legation.node.v1.ServedCertificateR\x06served\"z\n" +
 	"\n" +
 	"WhyRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +
@@ -1846,31 +1856,32 @@ func file_api_local_v1_local_proto_rawDescGZIP() []byte {
 
 var file_api_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_local_v1_local_proto_goTypes = []any{
-	(*SessionRequest)(nil),      // 0: legation.local.v1.SessionRequest
-	(*SessionStart)(nil),        // 1: legation.local.v1.SessionStart
-	(*EnvoyStarted)(nil),        // 2: legation.local.v1.EnvoyStarted
-	(*ProgramStarted)(nil),      // 3: legation.local.v1.ProgramStarted
-	(*SocketsClosed)(nil),       // 4: legation.local.v1.SocketsClosed
-	(*SessionResponse)(nil),     // 5: legation.local.v1.SessionResponse
-	(*Attested)(nil),            // 6: legation.local.v1.Attested
-	(*Ready)(nil),               // 7: legation.local.v1.Ready
-	(*CloseSockets)(nil),        // 8: legation.local.v1.CloseSockets
-	(*SocketPair)(nil),          // 9: legation.local.v1.SocketPair
-	(*ConnectionsRequest)(nil),  // 10: legation.local.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil), // 11: legation.local.v1.ConnectionsResponse
-	(*Connection)(nil),          // 12: legation.local.v1.Connection
-	(*HandshakeFailure)(nil),    // 13: legation.local.v1.HandshakeFailure
-	(*StatusRequest)(nil),       // 14: legation.local.v1.StatusRequest
-	(*StatusResponse)(nil),      // 15: legation.local.v1.StatusResponse
-	(*IdentityStatus)(nil),      // 16: legation.local.v1.IdentityStatus
-	(*SubscriberStatus)(nil),    // 17: legation.local.v1.SubscriberStatus
-	(*WhyRequest)(nil),          // 18: legation.local.v1.WhyRequest
-	(*WhyResponse)(nil),         // 19: legation.local.v1.WhyResponse
-	(v1.Mode)(0),                // 20: legation.node.v1.Mode
-	(*v1.Inbound)(nil),          // 21: legation.node.v1.Inbound
-	(*v1.Outbound)(nil),         // 22: legation.node.v1.Outbound
-	(*v1.SubscriberState)(nil),  // 23: legation.node.v1.SubscriberState
-	(*v1.Candidate)(nil),        // 24: legation.node.v1.Candidate
+	(*SessionRequest)(nil),       // 0: legation.local.v1.SessionRequest
+	(*SessionStart)(nil),         // 1: legation.local.v1.SessionStart
+	(*EnvoyStarted)(nil),         // 2: legation.local.v1.EnvoyStarted
+	(*ProgramStarted)(nil),       // 3: legation.local.v1.ProgramStarted
+	(*SocketsClosed)(nil),        // 4: legation.local.v1.SocketsClosed
+	(*SessionResponse)(nil),      // 5: legation.local.v1.SessionResponse
+	(*Attested)(nil),             // 6: legation.local.v1.Attested
+	(*Ready)(nil),                // 7: legation.local.v1.Ready
+	(*CloseSockets)(nil),         // 8: legation.local.v1.CloseSockets
+	(*SocketPair)(nil),           // 9: legation.local.v1.SocketPair
+	(*ConnectionsRequest)(nil),   // 10: legation.local.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),  // 11: legation.local.v1.ConnectionsResponse
+	(*Connection)(nil),           // 12: legation.local.v1.Connection
+	(*HandshakeFailure)(nil),     // 13: legation.local.v1.HandshakeFailure
+	(*StatusRequest)(nil),        // 14: legation.local.v1.StatusRequest
+	(*StatusResponse)(nil),       // 15: legation.local.v1.StatusResponse
+	(*IdentityStatus)(nil),       // 16: legation.local.v1.IdentityStatus
+	(*SubscriberStatus)(nil),     // 17: legation.local.v1.SubscriberStatus
+	(*WhyRequest)(nil),           // 18: legation.local.v1.WhyRequest
+	(*WhyResponse)(nil),          // 19: legation.local.v1.WhyResponse
+	(v1.Mode)(0),                 // 20: legation.node.v1.Mode
+	(*v1.Inbound)(nil),           // 21: legation.node.v1.Inbound
+	(*v1.Outbound)(nil),          // 22: legation.node.v1.Outbound
+	(*v1.SubscriberState)(nil),   // 23: legation.node.v1.SubscriberState
+	(*v1.ServedCertificate)(nil), // 24: legation.node.v1.ServedCertificate
+	(*v1.Candidate)(nil),         // 25: legation.node.v1.Candidate
 }
 var file_api_local_v1_local_proto_depIdxs = []int32{
 	1,  // 0: legation.local.v1.SessionRequest.start:type_name -> legation.local.v1.SessionStart
@@ -1890,21 +1901,22 @@ var file_api_local_v1_local_proto_depIdxs = []int32{
 	16, // 14: legation.local.v1.StatusResponse.identities:type_name -> legation.local.v1.IdentityStatus
 	17, // 15: legation.local.v1.StatusResponse.subscribers:type_name -> legation.local.v1.SubscriberStatus
 	23, // 16: legation.local.v1.SubscriberStatus.states:type_name -> legation.node.v1.SubscriberState
-	16, // 17: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
-	24, // 18: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
-	0,  // 19: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
-	14, // 20: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
-	18, // 21: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
-	10, // 22: legation.local.v1.AgentAdmin.Connections:input_type -> legation.local.v1.ConnectionsRequest
-	5,  // 23: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
-	15, // 24: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
-	19, // 25: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
-	11, // 26: legation.local.v1.AgentAdmin.Connections:output_type -> legation.local.v1.ConnectionsResponse
-	23, // [23:27] is the sub-list for method output_type
-	19, // [19:23] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	24, // 17: legation.local.v1.SubscriberStatus.served:type_name -> legation.node.v1.ServedCertificate
+	16, // 18: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
+	25, // 19: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
+	0,  // 20: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
+	14, // 21: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
+	18, // 22: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
+	10, // 23: legation.local.v1.AgentAdmin.Connections:input_type -> legation.local.v1.ConnectionsRequest
+	5,  // 24: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
+	15, // 25: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
+	19, // 26: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
+	11, // 27: legation.local.v1.AgentAdmin.Connections:output_type -> legation.local.v1.ConnectionsResponse
+	24, // [24:28] is the sub-list for method output_type
+	20, // [20:24] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_local_v1_local_proto_init() }

@@ -2935,12 +2935,15 @@ func (x *ConnectionsEnded) GetTookNanos() int64 {
 	return 0
 }
 
+// ServedCertificate is what a subscriber was seen to present.
 type ServedCertificate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Subscriber    string                 `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	NotAfterUnix  int64                  `protobuf:"varint,4,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Subscriber   string                 `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	SpiffeId     string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Serial       string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotAfterUnix int64                  `protobuf:"varint,4,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	// What it was given and acknowledged; another than serial is a mistake.
+	IssuedSerial  string `protobuf:"bytes,5,opt,name=issued_serial,json=issuedSerial,proto3" json:"issued_serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3001,6 +3004,13 @@ func (x *ServedCertificate) GetNotAfterUnix() int64 {
 		return x.NotAfterUnix
 	}
 	return 0
+}
+
+func (x *ServedCertificate) GetIssuedSerial() string {
+	if x != nil {
+		return x.IssuedSerial
+	}
+	return ""
 }
 
 type ExplainRequest struct {
@@ -3390,14 +3400,15 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x06closed\x18\x03 \x01(\rR\x06closed\x12\x16\n" +
 	"\x06failed\x18\x04 \x01(\rR\x06failed\x12\x1d\n" +
 	"\n" +
-	"took_nanos\x18\x05 \x01(\x03R\ttookNanos\"\x8e\x01\n" +
+	"took_nanos\x18\x05 \x01(\x03R\ttookNanos\"\xb3\x01\n" +
 	"\x11ServedCertificate\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12$\n" +
-	"\x0enot_after_unix\x18\x04 \x01(\x03R\fnotAfterUnix\"l\n" +
+	"\x0enot_after_unix\x18\x04 \x01(\x03R\fnotAfterUnix\x12#\n" +
+	"\rissued_serial\x18\x05 \x01(\tR\fissuedSerial\"l\n" +
 	"\x0eExplainRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1c\n" +
 	"\tselectors\x18\x02 \x03(\tR\tselectors\x12\x19\n" +

@@ -73,7 +73,14 @@ func New(p Params) *Server {
 	if p.MaxSessions == 0 {
 		p.MaxSessions = 1024
 	}
-	return &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
+	if p.Clock == nil {
+		p.Clock = clock.System
+	}
+	s := &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
+	if p.Registerer != nil {
+		p.Registerer.MustRegister(servedExpiry{s})
+	}
+	return s
 }
 
 // Close announces that this agent ends: the folders of sessions stay, so that
@@ -122,7 +129,7 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 		server: s, id: id, start: start, runPID: caller.PID(),
 		dir: filepath.Join(s.p.RunDir, id), out: make(chan *localv1.SessionResponse, 64),
 		log: s.p.Log.With("session", id), acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
-		ready: make(chan struct{}), closing: map[string]*ending{},
+		ready: make(chan struct{}), look: make(chan struct{}, 1), closing: map[string]*ending{},
 	}
 	if err := s.add(sn); err != nil {
 		return err
@@ -282,6 +289,11 @@ func (s *Server) Snapshot() *nodev1.ReportRequest {
 	r := &nodev1.ReportRequest{}
 	for _, sn := range s.all() {
 		r.States = append(r.States, sn.states()...)
+		sn.mu.Lock()
+		if sn.seen != nil {
+			r.Served = append(r.Served, sn.seen)
+		}
+		sn.mu.Unlock()
 	}
 	return r
 }

@@ -47,6 +47,7 @@ type session struct {
 
 	readyOnce sync.Once
 	ready     chan struct{}
+	look      chan struct{} // one token: see what Envoy presents
 
 	mu       sync.Mutex // guards what follows
 	envoyPID int32
@@ -57,7 +58,11 @@ type session struct {
 	statuses map[statusKey]distribute.Status
 	serving  *svid.SVID // the newest, and the version of its secret
 	version  string
-	closing  map[string]*ending
+	presents *svid.SVID                // what Envoy acknowledged
+	seen     *nodev1.ServedCertificate // what it was last seen to present
+	// servedProblem is what is wrong with that, in words; "" is nothing.
+	servedProblem string
+	closing       map[string]*ending
 }
 
 // socketName is where an Envoy finds its agent, in the session's folder.
@@ -223,6 +228,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 	})
 	run(func() error { return sn.publish(ctx) })
 	run(func() error { return sn.watchRevocations(ctx) })
+	run(func() error { return sn.watchServed(ctx) })
 	sn.server.p.Link.WatchSubject(&nodev1.Subject{
 		Id: sn.id, Entry: sn.entry.Name, SpiffeId: sn.entry.SpiffeId,
 		Mode: sn.start.Mode, Inbound: sn.start.Inbound, Outbound: sn.start.Outbound,

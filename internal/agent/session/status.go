@@ -45,12 +45,14 @@ func (sn *session) status(st distribute.Status) {
 	var served *svid.SVID
 	if st.Type == sds.TypeSecret && st.Name == "default" && st.Acked != "" && st.Acked == sn.version {
 		served = sn.serving
+		sn.presents = served
 	}
 	ready := sn.isReadyLocked()
 	line := sn.lineLocked(st)
 	sn.mu.Unlock()
 	if served != nil {
 		sn.sub.Served(served)
+		sn.lookSoon()
 	}
 	if st.Error != "" {
 		sn.warn("Envoy refuses " + st.Name + ": " + st.Error)
@@ -125,7 +127,7 @@ func (sn *session) subscriberStatus() *localv1.SubscriberStatus {
 	states := sn.states()
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
-	return &localv1.SubscriberStatus{Subscriber: Subscriber(sn.id), SpiffeId: sn.spiffeID(), Pid: sn.envoyPID, States: states}
+	return &localv1.SubscriberStatus{Subscriber: Subscriber(sn.id), SpiffeId: sn.spiffeID(), Pid: sn.envoyPID, States: states, Served: sn.seen}
 }
 
 // describe adds this session's connections and failures.

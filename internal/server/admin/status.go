@@ -106,15 +106,19 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 	for kind, n := range snapshot.Counts() {
 		r.Resources[kind] = uint32(n)
 	}
+	var presented []string
 	for _, sub := range s.p.Acks.Subscribers("") {
 		r.Subscribers++
+		if c := sub.Served; c != nil && !sub.Away && c.IssuedSerial != "" && c.Serial != c.IssuedSerial {
+			presented = append(presented, fmt.Sprintf("%s on %s (%s) presents certificate %.16s although it acknowledged %.16s; on the node, legation status --node says what to do", sub.Name, sub.Node, c.SpiffeId, c.Serial, c.IssuedSerial))
+		}
 		for _, st := range sub.States {
 			if st.Error != "" || st.SentVersion != st.AckedVersion {
 				r.Behind = append(r.Behind, &adminv1.BehindStatus{Node: sub.Node, State: st, WantedVersion: st.SentVersion})
 			}
 		}
 	}
-	r.Problems = s.problems(now, r)
+	r.Problems = append(s.problems(now, r), presented...)
 	for _, id := range slices.Sorted(maps.Keys(state.Blocked)) {
 		r.Problems = append(r.Problems, fmt.Sprintf("%s is revoked and gets no certificate until somebody lifts that: legation lift %s", id, id))
 	}
