@@ -85,8 +85,10 @@ type Link struct {
 	unsave       chan struct{} // one token: trust changed since it was saved
 	unsaveConfig chan struct{} // the same of configs.kept
 
-	pinned   pin
-	sessions sync.WaitGroup // connections that drain
+	pinned pin
+	// lastSigned is the last issuer and root whose signature was checked.
+	lastSigned atomic.Pointer[signedBy]
+	sessions   sync.WaitGroup // connections that drain
 }
 
 // New returns a Link; Run makes it live.

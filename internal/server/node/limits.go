@@ -62,6 +62,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(HandshakeTimeout),
 		grpc.WaitForHandlers(true), // Stop returns when they have; then Wait is sound
 		grpc.MaxRecvMsgSize(s.p.Limits.MessageBytes),
+		grpc.ReadBufferSize(4 << 10), // an agent says little: memory per node counts
 		grpc.MaxConcurrentStreams(128),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),

@@ -23,13 +23,19 @@ func reserved(id spiffeid.ID) bool {
 	return id.Path() == "/legation" || strings.HasPrefix(id.Path(), "/legation/")
 }
 
-// admitCall admits a unary call and counts it.
-func (s *Server) admitCall(ctx context.Context, trustDomain string) (Caller, error) {
+// admitSigner admits a unary call; certificates are counted by themselves.
+func (s *Server) admitSigner(ctx context.Context, trustDomain string) (Caller, error) {
 	caller, err := s.admit(ctx)
 	if err != nil {
 		return caller, err
 	}
-	if err := s.checkTrustDomain(trustDomain); err != nil {
+	return caller, s.checkTrustDomain(trustDomain)
+}
+
+// admitCall admits a unary call and counts it.
+func (s *Server) admitCall(ctx context.Context, trustDomain string) (Caller, error) {
+	caller, err := s.admitSigner(ctx, trustDomain)
+	if err != nil {
 		return caller, err
 	}
 	if wait, ok := s.callRate.Take(caller.Node, 1); !ok {
@@ -40,12 +46,12 @@ func (s *Server) admitCall(ctx context.Context, trustDomain string) (Caller, err
 
 // SignX509 signs a batch; each item is authorised alone.
 func (s *Server) SignX509(ctx context.Context, req *nodev1.SignX509Request) (*nodev1.SignX509Response, error) {
-	caller, err := s.admitCall(ctx, req.GetTrustDomain())
+	caller, err := s.admitSigner(ctx, req.GetTrustDomain())
 	if err == nil && len(req.GetItems()) > s.p.Limits.ItemsPerBatch {
 		err = fault.New(fault.Invalid, "a batch of %d items: at most %d", len(req.GetItems()), s.p.Limits.ItemsPerBatch)
 	}
 	if err == nil {
-		if wait, ok := s.csrRate.Take(caller.Node, len(req.GetItems())); !ok {
+		if wait, ok := s.csrRate.Take(caller.Node, max(1, len(req.GetItems()))); !ok {
 			err = limit.Error("certificates for node "+caller.Node, wait)
 		}
 	}
@@ -130,7 +136,7 @@ func (s *Server) authoriseX509(caller Caller, item *nodev1.X509Item) (ca.X509Req
 	if err != nil {
 		return ca.X509Request{}, err
 	}
-	csr, err := parseCSR(item.GetCsr())
+	csr, err := readCSR(item.GetCsr()) // the authority checks its signature
 	if err != nil {
 		return ca.X509Request{}, err
 	}
