@@ -42,6 +42,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return fault.New(fault.Invalid, "dataDir: %w", err)
+	}
+	lock, err := durable.LockDir(ctx, cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
 	a, err := newAgent(cfg, log)
 	if err != nil {
 		return err
@@ -68,9 +76,6 @@ type agent struct {
 
 func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	a := &agent{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation-agent")}
-	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
-	}
 	box, err := sealed.Open(durable.OS, filepath.Join(cfg.DataDir, "cache"))
 	if err != nil {
 		return nil, err

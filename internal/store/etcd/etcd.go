@@ -79,7 +79,7 @@ type Store struct {
 	log  *slog.Logger
 	srv  *etcdserver.EtcdServer
 	kv   mvcc.WatchableKV
-	lock *dirLock
+	lock *durable.DirLock
 	gate *gate
 	halt *halt
 
@@ -120,19 +120,19 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := makeDirs(cfg.Dir); err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(ctx, cfg.Dir)
+	lock, err := durable.LockDir(ctx, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
 	s, err := start(ctx, cfg, log, lock)
 	if err != nil {
-		lock.release()
+		lock.Release()
 		return nil, err
 	}
 	return s, nil
 }
 
-func start(ctx context.Context, cfg Config, log *slog.Logger, lock *dirLock) (*Store, error) {
+func start(ctx context.Context, cfg Config, log *slog.Logger, lock *durable.DirLock) (*Store, error) {
 	unborn, err := verify(cfg.Dir)
 	if err != nil {
 		return nil, fault.New(fault.Internal,
@@ -238,7 +238,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.open.Unlock()
 	s.wg.Wait()
-	defer s.lock.release()
+	defer s.lock.Release()
 	s.stopServer()
 	if s.halt.err() != nil {
 		return nil // no mark: the next start looks for itself

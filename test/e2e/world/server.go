@@ -224,9 +224,12 @@ func (s *Session) Started(n int) {
 }
 
 func (s *Session) read() string {
-	raw, _ := os.ReadFile(s.node.w.Path(s.name + ".log"))
+	raw, _ := os.ReadFile(s.LogPath())
 	return string(raw)
 }
+
+// LogPath is where it and its program write.
+func (s *Session) LogPath() string { return s.node.w.Path(s.name + ".log") }
 
 // Count says how often its log has a text.
 func (s *Session) Count(text string) int { return strings.Count(s.read(), text) }

@@ -1,4 +1,4 @@
-package etcd
+package durable
 
 import (
 	"bytes"
@@ -17,11 +17,13 @@ import (
 // lockWait is how long a predecessor may take to die.
 const lockWait = time.Second
 
-// dirLock keeps a second process out of a data directory. The kernel drops it
+// A DirLock keeps a second process out of a data directory. The kernel drops it
 // with the process, however that ends.
-type dirLock struct{ f *os.File }
+type DirLock struct{ f *os.File }
 
-func lockDir(ctx context.Context, dir string) (*dirLock, error) {
+// LockDir takes the lock of a data directory, waiting briefly for a predecessor
+// that is about to end. fault.Unavailable names who holds it.
+func LockDir(ctx context.Context, dir string) (*DirLock, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -51,7 +53,7 @@ func lockDir(ctx context.Context, dir string) (*dirLock, error) {
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
-	return &dirLock{f}, nil
+	return &DirLock{f}, nil
 }
 
 func holder(f *os.File) string {
@@ -63,4 +65,5 @@ func holder(f *os.File) string {
 	return "another process"
 }
 
-func (l *dirLock) release() { l.f.Close() }
+// Release lets another process in.
+func (l *DirLock) Release() { l.f.Close() }
