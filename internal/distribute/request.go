@@ -41,9 +41,26 @@ func (s *Subscriber) Request(r Request) error {
 
 	e.mu.Lock()
 	err := s.subscribeLocked(r, now)
+	lines = nil
+	if err == nil && w == nil && e.onStatus != nil {
+		lines = s.claimedLocked(r)
+	}
 	e.mu.Unlock()
+	e.tell(lines)
 	s.wakeUp()
 	return err
+}
+
+// claimedLocked are the lines of what a first request says is held already.
+func (s *Subscriber) claimedLocked(r Request) []Status {
+	w := s.watches[r.Type]
+	var lines []Status
+	for name := range r.Initial {
+		if _, ok := w.held[name]; ok {
+			lines = append(lines, w.status(name))
+		}
+	}
+	return lines
 }
 
 // Resend hands out again those of the names that the subscriber watches by

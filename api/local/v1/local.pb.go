@@ -161,8 +161,11 @@ type SessionStart struct {
 	// The uid the Envoy will run as; only it may use the session's socket.
 	EnvoyUid uint32 `protobuf:"varint,9,opt,name=envoy_uid,json=envoyUid,proto3" json:"envoy_uid,omitempty"`
 	// A session that the agent lost by its own restart: the child runs already
-	// and is attested as it runs, its Envoy comes back to the same socket.
-	Resume        string `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
+	// and is attested as it runs, its Envoy comes back to the same socket. Only
+	// the process that opened it may, for the same child.
+	Resume string `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
+	// With resume: the Envoy that runs now; 0 is none.
+	EnvoyPid      int32 `protobuf:"varint,11,opt,name=envoy_pid,json=envoyPid,proto3" json:"envoy_pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +268,13 @@ func (x *SessionStart) GetResume() string {
 		return x.Resume
 	}
 	return ""
+}
+
+func (x *SessionStart) GetEnvoyPid() int32 {
+	if x != nil {
+		return x.EnvoyPid
+	}
+	return 0
 }
 
 type EnvoyStarted struct {
@@ -1695,7 +1705,7 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\x05envoy\x18\x02 \x01(\v2\x1f.legation.local.v1.EnvoyStartedH\x00R\x05envoy\x12=\n" +
 	"\aprogram\x18\x03 \x01(\v2!.legation.local.v1.ProgramStartedH\x00R\aprogram\x12:\n" +
 	"\x06closed\x18\x04 \x01(\v2 .legation.local.v1.SocketsClosedH\x00R\x06closedB\t\n" +
-	"\amessage\"\xef\x02\n" +
+	"\amessage\"\x8c\x03\n" +
 	"\fSessionStart\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tchild_pid\x18\x02 \x01(\x05R\bchildPid\x12\x17\n" +
@@ -1707,7 +1717,8 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\texec_path\x18\b \x01(\tR\bexecPath\x12\x1b\n" +
 	"\tenvoy_uid\x18\t \x01(\rR\benvoyUid\x12\x16\n" +
 	"\x06resume\x18\n" +
-	" \x01(\tR\x06resume\" \n" +
+	" \x01(\tR\x06resume\x12\x1b\n" +
+	"\tenvoy_pid\x18\v \x01(\x05R\benvoyPid\" \n" +
 	"\fEnvoyStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x10\n" +
 	"\x0eProgramStarted\"m\n" +

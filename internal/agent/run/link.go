@@ -46,7 +46,7 @@ func (s *session) open(ctx, startCtx context.Context) (err error) {
 		Mode: s.Mode, Inbound: s.Inbound, Outbound: s.Outbound, SpiffeId: s.SPIFFEID, EnvoyUid: s.envoyUID(),
 	}
 	if s.attested != nil {
-		start.Resume, start.SpiffeId = s.attested.Session, s.attested.SpiffeId
+		start.Resume, start.SpiffeId, start.EnvoyPid = s.attested.Session, s.attested.SpiffeId, int32(s.proxy.PID())
 	}
 	err = stream.Send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Start{Start: start}})
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -2,8 +2,10 @@ package session
 
 import (
 	"context"
+	"maps"
 	"net"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -11,6 +13,7 @@ import (
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/envoy"
+	"github.com/legation-io/legation/internal/agent/upstream"
 )
 
 // ending is one revocation being carried out on this session's connections.
@@ -30,9 +33,11 @@ const grace = 25 * time.Millisecond
 // connection to end.
 func (sn *session) watchRevocations(ctx context.Context) error {
 	view, changed := sn.server.p.Views.View()
-	known := map[string]bool{}
-	for id := range view.Revocations {
-		known[id] = true
+	known := sn.knownRevocations(view)
+	if sn.resumed { // what came while no agent was there is due now
+		now := make(chan struct{})
+		close(now)
+		changed = now
 	}
 	var unnamed []*nodev1.Revocation // first round done, second due
 	timer := time.NewTimer(time.Hour)
@@ -51,20 +56,53 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 		}
 		arrived := time.Now()
 		view, changed = sn.server.p.Views.View()
+		fresh := false
 		for id, r := range view.Revocations {
 			if !known[id] {
-				known[id] = true
+				known[id], fresh = true, true
 				if sn.endKnown(r, arrived) {
 					unnamed = append(unnamed, r)
 					timer.Reset(grace)
 				}
 			}
 		}
-		for id := range known {
-			if view.Revocations[id] == nil {
-				delete(known, id)
+		if view.Synced { // else some may not have been received yet
+			for id := range known {
+				if view.Revocations[id] == nil {
+					delete(known, id)
+				}
 			}
 		}
+		if fresh {
+			sn.rememberKnown(known)
+		}
+	}
+}
+
+// knownRevocations need no more be carried out: what was there before the
+// session began, or was done under an earlier agent.
+func (sn *session) knownRevocations(view *upstream.View) map[string]bool {
+	known := map[string]bool{}
+	if sn.resumed {
+		for _, id := range sn.record.Known {
+			known[id] = true
+		}
+		return known
+	}
+	for id := range view.Revocations {
+		known[id] = true
+	}
+	if len(known) > 0 {
+		sn.rememberKnown(known)
+	}
+	return known
+}
+
+// rememberKnown tells a later agent what need not be done again.
+func (sn *session) rememberKnown(known map[string]bool) {
+	sn.record.Known = slices.Sorted(maps.Keys(known))
+	if err := sn.server.save(sn.id, sn.record); err != nil {
+		sn.log.Error("after a restart of the agent, connections may be ended again", "error", err)
 	}
 }
 

@@ -121,15 +121,17 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	if start.TrustDomain != "" && start.TrustDomain != s.p.TrustDomain {
 		return fault.New(fault.Invalid, "this agent is of trust domain %s, not %s", s.p.TrustDomain, start.TrustDomain)
 	}
-	id, err := sessionID(start, caller)
-	if err != nil {
-		return err
+	if caller.UID() != 0 && start.EnvoyUid != caller.UID() {
+		return fault.New(fault.Denied, "uid %d may not have an Envoy that runs as uid %d", caller.UID(), start.EnvoyUid)
 	}
 	sn := &session{
-		server: s, id: id, start: start, runPID: caller.PID(),
-		dir: filepath.Join(s.p.RunDir, id), out: make(chan *localv1.SessionResponse, 64),
-		log: s.p.Log.With("session", id), acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
+		server: s, start: start, runPID: caller.PID(), runUID: caller.UID(),
+		out: make(chan *localv1.SessionResponse, 64), configured: make(chan struct{}, 1),
+		acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
 		ready: make(chan struct{}), look: make(chan struct{}, 1), closing: map[string]*ending{},
+	}
+	if err := s.name(sn); err != nil {
+		return err
 	}
 	if err := s.add(sn); err != nil {
 		return err
@@ -174,19 +176,32 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	}
 }
 
-// sessionID is a new one, or that of a session which a restart of this agent
-// interrupted: only who may use its folder can come back to it.
-func sessionID(start *localv1.SessionStart, caller *workload.Caller) (string, error) {
-	if start.Resume == "" {
-		return newID()
+// name gives a session its id: a new one, or that of one which a restart of
+// this agent interrupted. Whoever resumes it must be the process that opened
+// it; if nothing is left of it, the id is free.
+func (s *Server) name(sn *session) error {
+	sn.id = sn.start.Resume
+	if sn.id == "" {
+		id, err := newID()
+		if err != nil {
+			return err
+		}
+		sn.id = id
+	} else if raw, err := hex.DecodeString(sn.id); err != nil || len(raw) != idBytes || hex.EncodeToString(raw) != sn.id {
+		return fault.New(fault.Invalid, "resume a session: %.40q is not the id of one", sn.id)
 	}
-	if raw, err := hex.DecodeString(start.Resume); err != nil || len(raw) != idBytes {
-		return "", fault.New(fault.Invalid, "resume a session: %q is not the id of one", start.Resume)
+	sn.dir = filepath.Join(s.p.RunDir, sn.id)
+	sn.log = s.p.Log.With("session", sn.id)
+	if sn.start.Resume == "" {
+		return nil
 	}
-	if caller.UID() != 0 && caller.UID() != start.EnvoyUid {
-		return "", fault.New(fault.Denied, "resume session %s: uid %d may not speak for the Envoy of uid %d", start.Resume, caller.UID(), start.EnvoyUid)
+	sn.envoyPID = sn.start.EnvoyPid
+	r, err := s.load(sn.id)
+	if err != nil {
+		return nil // prepareDir refuses a folder that is there
 	}
-	return start.Resume, nil
+	sn.record, sn.resumed = r, true
+	return r.proves(sn)
 }
 
 const idBytes = 6
@@ -204,6 +219,9 @@ func (s *Server) add(sn *session) error {
 	defer s.mu.Unlock()
 	if len(s.sessions) >= s.p.MaxSessions {
 		return fault.New(fault.Limited, "this agent has %d sessions already, its limit", len(s.sessions))
+	}
+	if s.sessions[sn.id] != nil {
+		return fault.New(fault.Conflict, "session %s is open", sn.id)
 	}
 	s.sessions[sn.id] = sn
 	return nil
@@ -255,6 +273,7 @@ func (s *Server) OnConfig(subject string, changes []distribute.Change, refusal e
 	}
 	if refusal != nil {
 		sn.warn("the control plane refuses to configure this proxy: " + refusal.Error())
+		sn.noteConfigured()
 		return
 	}
 	sn.configure(changes)

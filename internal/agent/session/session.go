@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -32,9 +33,14 @@ type session struct {
 	id     string
 	start  *localv1.SessionStart
 	runPID int32
+	runUID uint32
 	dir    string
 	log    *slog.Logger
 	out    chan *localv1.SessionResponse // written to the stream by one goroutine
+
+	resumed    bool          // an agent that has ended left it; record says what
+	configured chan struct{} // one token: a change of the configuration came in
+	record     *record       // as it is on disk; after begin of watchRevocations alone
 
 	// Set by begin, then read only.
 	child    *workload.Caller
@@ -68,6 +74,9 @@ type session struct {
 // socketName is where an Envoy finds its agent, in the session's folder.
 const socketName = "envoy.sock"
 
+// runs: the program runs already, and its Envoy.
+func (sn *session) runs() bool { return sn.start.Resume != "" }
+
 func (sn *session) configScope() distribute.Scope { return distribute.Scope("session/" + sn.id) }
 func (sn *session) secretScope() distribute.Scope {
 	return distribute.Scope("session/" + sn.id + "/secrets")
@@ -87,18 +96,23 @@ func (sn *session) begin(ctx context.Context) (err error) {
 	if err := sn.attest(ctx); err != nil {
 		return err
 	}
-	if err := prepareDir(sn.dir, sn.start.EnvoyUid, sn.start.Resume != ""); err != nil {
-		sn.child.Close()
-		return err
-	}
 	defer func() {
 		if err != nil {
+			sn.sub.Close()
 			sn.child.Close()
-			if sn.start.Resume == "" { // its Envoy is still in there
-				os.RemoveAll(sn.dir)
+			if !sn.resumed { // else its Envoy is still in there
+				sn.server.forget(sn.id)
 			}
 		}
 	}()
+	if !sn.resumed {
+		if err := prepareDir(sn.dir, sn.start.EnvoyUid); err != nil {
+			return err
+		}
+		if err := sn.remember(); err != nil {
+			return err
+		}
+	}
 	bootstrap, err := envoy.Bootstrap(envoy.BootstrapParams{NodeID: "legation~" + sn.id, Socket: sn.socket(), AdminSocket: sn.adminSocket()})
 	if err != nil {
 		return err
@@ -114,7 +128,7 @@ func (sn *session) begin(ctx context.Context) (err error) {
 
 // selectors of the child as it will run, or, resumed, as it runs.
 func (sn *session) selectors(ctx context.Context, child *workload.Caller) ([]workload.Selector, error) {
-	if sn.start.Resume != "" {
+	if sn.runs() {
 		return child.Selectors(ctx)
 	}
 	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
@@ -158,13 +172,17 @@ func (sn *session) attest(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	entry, err := choose(first.SVIDs, sn.start.SpiffeId)
+	wanted := sn.start.SpiffeId
+	if sn.resumed {
+		wanted = sn.record.SPIFFEID // its Envoy is that, and stays it
+	}
+	entry, err := choose(first.SVIDs, wanted)
 	if err != nil {
 		return err
 	}
 	sn.child, sn.entry, sn.sub, sn.first = child, entry, sub, first
 	sn.log = sn.log.With("spiffe_id", entry.SpiffeId)
-	sn.log.Info("session opened", "pid", sn.start.ChildPid, "entry", entry.Name, "path", sn.start.ExecPath)
+	sn.log.Info("session opened", "pid", sn.start.ChildPid, "entry", entry.Name, "path", sn.start.ExecPath, "resumed", sn.resumed)
 	return nil
 }
 
@@ -200,11 +218,15 @@ func parentOf(pid int32) (int32, error) {
 // the watch for revocations. The group ends with ctx.
 func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *sync.WaitGroup {
 	var group sync.WaitGroup
-	l, err := sn.listen()
-	if err != nil {
-		cancel(err)
-		return &group
+	var l net.Listener
+	if !sn.runs() {
+		var err error
+		if l, err = sn.listen(); err != nil {
+			cancel(err)
+			return &group
+		}
 	}
+	sn.secrets(sn.first)
 	xds := sds.New(sds.Params{
 		Engine: sn.server.p.Engine, Log: sn.log,
 		Authorise: func(ctx context.Context) (*sds.Attachment, error) { return sn.authorise(ctx) },
@@ -219,7 +241,17 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 			}
 		})
 	}
-	run(func() error { return sn.grpc.Serve(l) })
+	run(func() (err error) {
+		if sn.runs() {
+			if !sn.settled(ctx) {
+				return nil
+			}
+			if l, err = sn.listen(); err != nil {
+				return err
+			}
+		}
+		return sn.grpc.Serve(l)
+	})
 	run(func() error { // ends the server with the session
 		<-ctx.Done()
 		sn.grpc.Stop()
@@ -236,21 +268,20 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 	return &group
 }
 
-// listen makes the socket, for the Envoy's user alone, before anyone knows of
-// the session.
-func (sn *session) listen() (net.Listener, error) {
-	l, err := net.Listen("unix", sn.socket())
-	if err != nil {
-		return nil, fault.New(fault.Unavailable, "listen for the session's Envoy: %w", err)
+// settled waits until the configuration is whole: a running Envoy that
+// connects before would be told that what is missing is gone.
+func (sn *session) settled(ctx context.Context) bool {
+	var quiet <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-sn.configured:
+			quiet = time.After(100 * time.Millisecond) // large ones come in parts
+		case <-quiet:
+			return true
+		}
 	}
-	if err = os.Chmod(sn.socket(), 0o600); err == nil && int(sn.start.EnvoyUid) != os.Geteuid() {
-		err = os.Chown(sn.socket(), int(sn.start.EnvoyUid), -1)
-	}
-	if err != nil {
-		l.Close()
-		return nil, fault.New(fault.Unavailable, "guard the session's socket: %w", err)
-	}
-	return l, nil
 }
 
 // authorise admits this session's Envoy: the user it runs as, and a child of
@@ -380,7 +411,7 @@ func (sn *session) end() {
 		return
 	}
 	sn.server.p.Manager.Forget(svid.Instance("session/" + sn.id)) // nobody will ask for this key again
-	os.RemoveAll(sn.dir)
+	sn.server.forget(sn.id)
 	sn.server.p.Link.Report(&nodev1.ReportRequest{Gone: []string{Subscriber(sn.id)}})
 	sn.log.Info("session ended")
 }
@@ -390,9 +421,12 @@ func (sn *session) handle(ctx context.Context, m *localv1.SessionRequest, cancel
 	switch m := m.Message.(type) {
 	case *localv1.SessionRequest_Envoy:
 		sn.mu.Lock()
+		same := sn.envoyPID == m.Envoy.Pid // of before the agent's restart
 		sn.envoyPID = m.Envoy.Pid
 		sn.mu.Unlock()
-		sn.logs.Table.Reset()
+		if !same {
+			sn.logs.Table.Reset()
+		}
 	case *localv1.SessionRequest_Program:
 		if err := sn.child.Recheck(); err != nil {
 			cancel(fault.New(fault.Denied, "what runs is not what was attested: %w", err))

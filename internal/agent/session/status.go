@@ -30,6 +30,15 @@ func (sn *session) configure(changes []distribute.Change) {
 	}
 	sn.mu.Unlock()
 	sn.server.p.Engine.Apply(changes...)
+	sn.noteConfigured()
+}
+
+// noteConfigured wakes whoever waits for the configuration to be whole.
+func (sn *session) noteConfigured() {
+	select {
+	case sn.configured <- struct{}{}:
+	default:
+	}
 }
 
 // status takes one line of the local ledger and passes it on.
