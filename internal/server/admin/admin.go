@@ -175,7 +175,15 @@ func (s *Server) CreateToken(ctx context.Context, req *adminv1.CreateTokenReques
 		if err := s.checkTrustDomain(req.TrustDomain); err != nil {
 			return nil, err
 		}
-		if record, err := s.p.Registry.Get(ctx, req.Node); err == nil && record.Banned {
+		// A node belongs to no namespace.
+		if err := callers.Require(ctx, callers.Security, callers.AllNamespaces); err != nil {
+			return nil, err
+		}
+		record, err := s.p.Registry.Get(ctx, req.Node)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return nil, err
+		}
+		if record.Banned {
 			return nil, fault.New(fault.Denied, "node %s is banned (%s); lift that first: legation node unban %s", req.Node, record.BanReason, req.Node)
 		}
 		token, expires, err := s.p.Tokens.Create(ctx, jointoken.Request{Node: req.Node, TTL: time.Duration(req.TtlSeconds) * time.Second, Actor: callers.FromContext(ctx).String()})
@@ -197,12 +205,19 @@ func (s *Server) GetBundle(ctx context.Context, req *adminv1.GetBundleRequest) (
 	return &adminv1.GetBundleResponse{Bundle: state.Bundle, SpiffeJson: s.p.Authority.BundleJSON(), Hash: s.p.Authority.BundleHash()}, nil
 }
 
-// defaultCertificates bounds a listing that names no limit.
-const defaultCertificates = 500
+// defaultCertificates bounds a listing that names no limit, maxCertificates
+// every one: an answer is one message.
+const (
+	defaultCertificates = 500
+	maxCertificates     = 5000
+)
 
 // ListCertificates reads the inventory.
 func (s *Server) ListCertificates(ctx context.Context, req *adminv1.ListCertificatesRequest) (*adminv1.ListCertificatesResponse, error) {
 	if err := s.checkTrustDomain(req.TrustDomain); err != nil {
+		return nil, fault.GRPC(err)
+	}
+	if err := callers.Require(ctx, callers.Viewer, namespaceOr(req.Namespace, callers.AllNamespaces)); err != nil {
 		return nil, fault.GRPC(err)
 	}
 	now := s.p.Clock.Now()
@@ -213,6 +228,7 @@ func (s *Server) ListCertificates(ctx context.Context, req *adminv1.ListCertific
 	if f.Limit == 0 {
 		f.Limit = defaultCertificates
 	}
+	f.Limit = min(f.Limit, maxCertificates)
 	if !req.IncludeExpired {
 		f.ExpiresFrom = now
 	}

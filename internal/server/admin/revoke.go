@@ -3,14 +3,19 @@ package admin
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/ca"
 	"github.com/legation-io/legation/internal/callers"
+	"github.com/legation-io/legation/internal/catalog"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/ledger"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -19,6 +24,8 @@ const (
 	// settle is how long the counts must stand still, once nobody is
 	// missing, for connections' ends to be reported.
 	settle = 150 * time.Millisecond
+	// maxPause is the longest between two looks at the counts.
+	maxPause = 50 * time.Millisecond
 )
 
 // Revoke takes certificates or an identity away, and streams how far that
@@ -45,6 +52,9 @@ func (s *Server) revoke(ctx context.Context, req *adminv1.RevokeRequest, send fu
 			return fault.New(fault.Invalid, "%q is not a SPIFFE ID: %w", req.SpiffeId, err)
 		}
 	}
+	if err := s.mayRevoke(ctx, r); err != nil {
+		return err
+	}
 	revocation, err := s.p.Authority.Revoke(ctx, r)
 	if err != nil {
 		return err
@@ -59,35 +69,113 @@ func (s *Server) revoke(ctx context.Context, req *adminv1.RevokeRequest, send fu
 	wait = min(wait, maxWait)
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
-	var settled <-chan time.Time
-	complete := time.Duration(0)
+	f := following{deadline: deadline.C}
+	var last *adminv1.RevokeProgress
 	for {
 		changed := s.p.Acks.Watch()
+		begun := time.Now()
 		p := s.progress(revocation)
-		p.CommittedNanos = committed.Nanoseconds()
-		if len(p.Missing) == 0 && complete == 0 {
-			complete = time.Since(arrived)
-			settled = time.After(settle)
+		f.look(p, last, begun.Sub(arrived))
+		p.CommittedNanos, p.AcknowledgedNanos = committed.Nanoseconds(), f.complete.Nanoseconds()
+		if last == nil || !proto.Equal(p, last) {
+			if err := send(p); err != nil {
+				return err
+			}
+			last = p
 		}
-		if len(p.Missing) > 0 {
-			complete, settled = 0, nil
+		// A look costs what the fleet's size is: the rest of the time is for
+		// those who report.
+		pause := time.After(min(4*time.Since(begun), maxPause))
+		over, err := f.wait(ctx, changed, nil)
+		if err == nil && !over {
+			over, err = f.wait(ctx, nil, pause)
 		}
-		p.AcknowledgedNanos = complete.Nanoseconds()
-		if err := send(p); err != nil {
+		if err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-			continue
-		case <-deadline.C:
-		case <-settled:
+		if over {
+			p = s.progress(revocation)
+			p.CommittedNanos, p.AcknowledgedNanos, p.Done = committed.Nanoseconds(), f.complete.Nanoseconds(), true
+			return send(p)
 		}
-		p = s.progress(revocation)
-		p.CommittedNanos, p.AcknowledgedNanos, p.Done = committed.Nanoseconds(), complete.Nanoseconds(), true
-		return send(p)
 	}
+}
+
+// mayRevoke narrows a role that is bound to namespaces: it is enough for what
+// is declared and was issued in those alone. Nodes, and the certificates of
+// agents and replicas, belong to no namespace.
+func (s *Server) mayRevoke(ctx context.Context, r ca.RevokeRequest) error {
+	everywhere := callers.Require(ctx, callers.Security, callers.AllNamespaces)
+	if everywhere == nil || r.Node != "" {
+		return everywhere
+	}
+	spaces := map[string]bool{}
+	records := []ledger.Record{}
+	if r.Serial != "" {
+		record, err := s.p.Journal.BySerial(r.Serial)
+		if err != nil {
+			return err
+		}
+		records = append(records, record)
+	} else {
+		records, _ = s.p.Journal.List(ledger.Filter{SPIFFEID: r.ID.String()})
+		snapshot, _ := s.p.Catalog.Snapshot()
+		snapshot.EachIdentity(func(i *catalog.Identity) bool {
+			if i.SPIFFEID("") == r.ID.String() {
+				spaces[i.Namespace] = true
+			}
+			return true
+		})
+	}
+	for i := range records {
+		if records[i].Profile != string(ca.ProfileWorkload) {
+			return everywhere
+		}
+		spaces[records[i].Namespace] = true
+	}
+	if len(spaces) == 0 {
+		return everywhere
+	}
+	for _, space := range slices.Sorted(maps.Keys(spaces)) {
+		if err := callers.Require(ctx, callers.Security, space); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// following is the wait for everybody to have a revocation.
+type following struct {
+	deadline <-chan time.Time
+	settled  <-chan time.Time // nil while somebody is missing
+	complete time.Duration    // after which nobody was missing; 0: somebody is
+}
+
+// look takes the counts of now; last are those of before, nil at first.
+func (f *following) look(now, last *adminv1.RevokeProgress, since time.Duration) {
+	switch {
+	case len(now.Missing) > 0:
+		f.complete, f.settled = 0, nil
+	case f.complete == 0:
+		f.complete, f.settled = since, time.After(settle)
+	case now.ConnectionsClosed != last.ConnectionsClosed || now.ConnectionsFailed != last.ConnectionsFailed:
+		f.settled = time.After(settle)
+	}
+}
+
+// wait reports whether the wait is over before there is news or pause ends.
+func (f *following) wait(ctx context.Context, news <-chan struct{}, pause <-chan time.Time) (over bool, err error) {
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-f.deadline:
+		return true, nil
+	case <-f.settled:
+		return true, nil
+	case <-news:
+	case <-pause:
+	}
+	return false, nil
 }
 
 // progress is the ledger's word on one revocation, now.
