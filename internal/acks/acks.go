@@ -76,7 +76,7 @@ func New(p Params) *Ledger {
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "legation_reports_dropped_total", Help: "Reported lines dropped because a node is over its limits."})}
 	if p.Registerer != nil {
-		p.Registerer.MustRegister(a.dropped)
+		p.Registerer.MustRegister(a.dropped, collector{a})
 	}
 	return a
 }

@@ -99,16 +99,18 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	})
 	a.attestor = workload.NewAttestor(workload.Params{Want: a.manager.Want, Log: log.With("part", "attest"), Registerer: a.metrics})
 	a.engine = distribute.New(distribute.Params{Clock: clock.System, OnStatus: a.onStatus, Registerer: a.metrics})
+	streams := sds.NewMetrics(a.metrics)
 	a.sessions = session.New(session.Params{
 		TrustDomain: a.td.Name(), RunDir: cfg.RunDir, Manager: a.manager, Attestor: a.attestor, Views: a.link, Link: a.link, Engine: a.engine,
-		Clock: clock.System, Log: log.With("part", "session"), Registerer: a.metrics,
+		Clock: clock.System, Log: log.With("part", "session"), Registerer: a.metrics, SDS: streams,
 	})
 	a.envoys = newEnvoyDoor(a.manager, a.engine, a.link, time.Duration(cfg.HoldOff))
-	a.sds = sds.New(sds.Params{Engine: a.engine, Authorise: a.envoys.authorise, Log: log.With("part", "sds"), Registerer: a.metrics})
+	a.sds = sds.New(sds.Params{Engine: a.engine, Authorise: a.envoys.authorise, Log: log.With("part", "sds"), Metrics: streams})
 	a.api = workloadapi.New(workloadapi.Params{
 		Manager: a.manager, Attestor: a.attestor, TrustDomain: a.td, Log: log.With("part", "workloadapi"), Registerer: a.metrics,
 		OnDelivered: a.delivered, OnGone: func(subscriber string) { a.link.Report(&nodev1.ReportRequest{Gone: []string{subscriber}}) },
 	})
+	a.metrics.MustRegister(linkCollector{a.link})
 	return a, nil
 }
 

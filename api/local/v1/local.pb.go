@@ -35,6 +35,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Envoy
 	//	*SessionRequest_Program
 	//	*SessionRequest_Closed
+	//	*SessionRequest_Captured
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -113,6 +114,15 @@ func (x *SessionRequest) GetClosed() *SocketsClosed {
 	return nil
 }
 
+func (x *SessionRequest) GetCaptured() *CaptureCounters {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Captured); ok {
+			return x.Captured
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -135,6 +145,10 @@ type SessionRequest_Closed struct {
 	Closed *SocketsClosed `protobuf:"bytes,4,opt,name=closed,proto3,oneof"`
 }
 
+type SessionRequest_Captured struct {
+	Captured *CaptureCounters `protobuf:"bytes,5,opt,name=captured,proto3,oneof"`
+}
+
 func (*SessionRequest_Start) isSessionRequest_Message() {}
 
 func (*SessionRequest_Envoy) isSessionRequest_Message() {}
@@ -142,6 +156,64 @@ func (*SessionRequest_Envoy) isSessionRequest_Message() {}
 func (*SessionRequest_Program) isSessionRequest_Message() {}
 
 func (*SessionRequest_Closed) isSessionRequest_Message() {}
+
+func (*SessionRequest_Captured) isSessionRequest_Message() {}
+
+// CaptureCounters is what met the rules of a session's capture since it was
+// installed; sent from time to time.
+type CaptureCounters struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Packets by rule.
+	Packets map[string]uint64 `protobuf:"bytes,1,rep,name=packets,proto3" json:"packets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Why they cannot be read, e.g. because something removed the rules.
+	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureCounters) Reset() {
+	*x = CaptureCounters{}
+	mi := &file_api_local_v1_local_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureCounters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureCounters) ProtoMessage() {}
+
+func (x *CaptureCounters) ProtoReflect() protoreflect.Message {
+	mi := &file_api_local_v1_local_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureCounters.ProtoReflect.Descriptor instead.
+func (*CaptureCounters) Descriptor() ([]byte, []int) {
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CaptureCounters) GetPackets() map[string]uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return nil
+}
+
+func (x *CaptureCounters) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
 
 type SessionStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -172,7 +244,7 @@ type SessionStart struct {
 
 func (x *SessionStart) Reset() {
 	*x = SessionStart{}
-	mi := &file_api_local_v1_local_proto_msgTypes[1]
+	mi := &file_api_local_v1_local_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -184,7 +256,7 @@ func (x *SessionStart) String() string {
 func (*SessionStart) ProtoMessage() {}
 
 func (x *SessionStart) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[1]
+	mi := &file_api_local_v1_local_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -197,7 +269,7 @@ func (x *SessionStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStart.ProtoReflect.Descriptor instead.
 func (*SessionStart) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{1}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SessionStart) GetTrustDomain() string {
@@ -286,7 +358,7 @@ type EnvoyStarted struct {
 
 func (x *EnvoyStarted) Reset() {
 	*x = EnvoyStarted{}
-	mi := &file_api_local_v1_local_proto_msgTypes[2]
+	mi := &file_api_local_v1_local_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +370,7 @@ func (x *EnvoyStarted) String() string {
 func (*EnvoyStarted) ProtoMessage() {}
 
 func (x *EnvoyStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[2]
+	mi := &file_api_local_v1_local_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +383,7 @@ func (x *EnvoyStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvoyStarted.ProtoReflect.Descriptor instead.
 func (*EnvoyStarted) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{2}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EnvoyStarted) GetPid() int32 {
@@ -329,7 +401,7 @@ type ProgramStarted struct {
 
 func (x *ProgramStarted) Reset() {
 	*x = ProgramStarted{}
-	mi := &file_api_local_v1_local_proto_msgTypes[3]
+	mi := &file_api_local_v1_local_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +413,7 @@ func (x *ProgramStarted) String() string {
 func (*ProgramStarted) ProtoMessage() {}
 
 func (x *ProgramStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[3]
+	mi := &file_api_local_v1_local_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +426,7 @@ func (x *ProgramStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStarted.ProtoReflect.Descriptor instead.
 func (*ProgramStarted) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{3}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{4}
 }
 
 type SocketsClosed struct {
@@ -371,7 +443,7 @@ type SocketsClosed struct {
 
 func (x *SocketsClosed) Reset() {
 	*x = SocketsClosed{}
-	mi := &file_api_local_v1_local_proto_msgTypes[4]
+	mi := &file_api_local_v1_local_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +455,7 @@ func (x *SocketsClosed) String() string {
 func (*SocketsClosed) ProtoMessage() {}
 
 func (x *SocketsClosed) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[4]
+	mi := &file_api_local_v1_local_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +468,7 @@ func (x *SocketsClosed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketsClosed.ProtoReflect.Descriptor instead.
 func (*SocketsClosed) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{4}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SocketsClosed) GetId() string {
@@ -442,7 +514,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[5]
+	mi := &file_api_local_v1_local_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +526,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[5]
+	mi := &file_api_local_v1_local_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +539,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{5}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -560,7 +632,7 @@ type Attested struct {
 
 func (x *Attested) Reset() {
 	*x = Attested{}
-	mi := &file_api_local_v1_local_proto_msgTypes[6]
+	mi := &file_api_local_v1_local_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +644,7 @@ func (x *Attested) String() string {
 func (*Attested) ProtoMessage() {}
 
 func (x *Attested) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[6]
+	mi := &file_api_local_v1_local_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +657,7 @@ func (x *Attested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attested.ProtoReflect.Descriptor instead.
 func (*Attested) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{6}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Attested) GetSession() string {
@@ -646,7 +718,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_api_local_v1_local_proto_msgTypes[7]
+	mi := &file_api_local_v1_local_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +730,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[7]
+	mi := &file_api_local_v1_local_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +743,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{7}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{8}
 }
 
 // CloseSockets asks the session's parent process, which may, to end
@@ -693,7 +765,7 @@ type CloseSockets struct {
 
 func (x *CloseSockets) Reset() {
 	*x = CloseSockets{}
-	mi := &file_api_local_v1_local_proto_msgTypes[8]
+	mi := &file_api_local_v1_local_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +777,7 @@ func (x *CloseSockets) String() string {
 func (*CloseSockets) ProtoMessage() {}
 
 func (x *CloseSockets) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[8]
+	mi := &file_api_local_v1_local_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +790,7 @@ func (x *CloseSockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSockets.ProtoReflect.Descriptor instead.
 func (*CloseSockets) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{8}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CloseSockets) GetId() string {
@@ -774,7 +846,7 @@ type SocketPair struct {
 
 func (x *SocketPair) Reset() {
 	*x = SocketPair{}
-	mi := &file_api_local_v1_local_proto_msgTypes[9]
+	mi := &file_api_local_v1_local_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +858,7 @@ func (x *SocketPair) String() string {
 func (*SocketPair) ProtoMessage() {}
 
 func (x *SocketPair) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[9]
+	mi := &file_api_local_v1_local_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +871,7 @@ func (x *SocketPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketPair.ProtoReflect.Descriptor instead.
 func (*SocketPair) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{9}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SocketPair) GetLocal() string {
@@ -828,7 +900,7 @@ type ConnectionsRequest struct {
 
 func (x *ConnectionsRequest) Reset() {
 	*x = ConnectionsRequest{}
-	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	mi := &file_api_local_v1_local_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +912,7 @@ func (x *ConnectionsRequest) String() string {
 func (*ConnectionsRequest) ProtoMessage() {}
 
 func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[10]
+	mi := &file_api_local_v1_local_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +925,7 @@ func (x *ConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{10}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ConnectionsRequest) GetTrustDomain() string {
@@ -888,7 +960,7 @@ type ConnectionsResponse struct {
 
 func (x *ConnectionsResponse) Reset() {
 	*x = ConnectionsResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	mi := &file_api_local_v1_local_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +972,7 @@ func (x *ConnectionsResponse) String() string {
 func (*ConnectionsResponse) ProtoMessage() {}
 
 func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[11]
+	mi := &file_api_local_v1_local_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +985,7 @@ func (x *ConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{11}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ConnectionsResponse) GetConnections() []*Connection {
@@ -955,7 +1027,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	mi := &file_api_local_v1_local_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1039,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[12]
+	mi := &file_api_local_v1_local_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1052,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{12}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Connection) GetSession() string {
@@ -1086,7 +1158,7 @@ type HandshakeFailure struct {
 
 func (x *HandshakeFailure) Reset() {
 	*x = HandshakeFailure{}
-	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	mi := &file_api_local_v1_local_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1170,7 @@ func (x *HandshakeFailure) String() string {
 func (*HandshakeFailure) ProtoMessage() {}
 
 func (x *HandshakeFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[13]
+	mi := &file_api_local_v1_local_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1183,7 @@ func (x *HandshakeFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandshakeFailure.ProtoReflect.Descriptor instead.
 func (*HandshakeFailure) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{13}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HandshakeFailure) GetSession() string {
@@ -1186,7 +1258,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_local_v1_local_proto_msgTypes[14]
+	mi := &file_api_local_v1_local_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1270,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[14]
+	mi := &file_api_local_v1_local_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1283,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{14}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusRequest) GetTrustDomain() string {
@@ -1247,7 +1319,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[15]
+	mi := &file_api_local_v1_local_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1331,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[15]
+	mi := &file_api_local_v1_local_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1344,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{15}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusResponse) GetTrustDomain() string {
@@ -1401,7 +1473,7 @@ type IdentityStatus struct {
 
 func (x *IdentityStatus) Reset() {
 	*x = IdentityStatus{}
-	mi := &file_api_local_v1_local_proto_msgTypes[16]
+	mi := &file_api_local_v1_local_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1485,7 @@ func (x *IdentityStatus) String() string {
 func (*IdentityStatus) ProtoMessage() {}
 
 func (x *IdentityStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[16]
+	mi := &file_api_local_v1_local_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1498,7 @@ func (x *IdentityStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityStatus.ProtoReflect.Descriptor instead.
 func (*IdentityStatus) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{16}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IdentityStatus) GetSpiffeId() string {
@@ -1485,7 +1557,7 @@ type SubscriberStatus struct {
 
 func (x *SubscriberStatus) Reset() {
 	*x = SubscriberStatus{}
-	mi := &file_api_local_v1_local_proto_msgTypes[17]
+	mi := &file_api_local_v1_local_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1569,7 @@ func (x *SubscriberStatus) String() string {
 func (*SubscriberStatus) ProtoMessage() {}
 
 func (x *SubscriberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[17]
+	mi := &file_api_local_v1_local_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1582,7 @@ func (x *SubscriberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriberStatus.ProtoReflect.Descriptor instead.
 func (*SubscriberStatus) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{17}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SubscriberStatus) GetSubscriber() string {
@@ -1560,7 +1632,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_local_v1_local_proto_msgTypes[18]
+	mi := &file_api_local_v1_local_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1644,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[18]
+	mi := &file_api_local_v1_local_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1657,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{18}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WhyRequest) GetTrustDomain() string {
@@ -1632,7 +1704,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_local_v1_local_proto_msgTypes[19]
+	mi := &file_api_local_v1_local_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1716,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_local_v1_local_proto_msgTypes[19]
+	mi := &file_api_local_v1_local_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1729,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_local_v1_local_proto_rawDescGZIP(), []int{19}
+	return file_api_local_v1_local_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WhyResponse) GetPid() int32 {
@@ -1699,13 +1771,20 @@ var File_api_local_v1_local_proto protoreflect.FileDescriptor
 
 const file_api_local_v1_local_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/local/v1/local.proto\x12\x11legation.local.v1\x1a\x16api/node/v1/node.proto\x1a\x1capi/options/v1/options.proto\"\x88\x02\n" +
+	"\x18api/local/v1/local.proto\x12\x11legation.local.v1\x1a\x16api/node/v1/node.proto\x1a\x1capi/options/v1/options.proto\"\xca\x02\n" +
 	"\x0eSessionRequest\x127\n" +
 	"\x05start\x18\x01 \x01(\v2\x1f.legation.local.v1.SessionStartH\x00R\x05start\x127\n" +
 	"\x05envoy\x18\x02 \x01(\v2\x1f.legation.local.v1.EnvoyStartedH\x00R\x05envoy\x12=\n" +
 	"\aprogram\x18\x03 \x01(\v2!.legation.local.v1.ProgramStartedH\x00R\aprogram\x12:\n" +
-	"\x06closed\x18\x04 \x01(\v2 .legation.local.v1.SocketsClosedH\x00R\x06closedB\t\n" +
-	"\amessage\"\x8c\x03\n" +
+	"\x06closed\x18\x04 \x01(\v2 .legation.local.v1.SocketsClosedH\x00R\x06closed\x12@\n" +
+	"\bcaptured\x18\x05 \x01(\v2\".legation.local.v1.CaptureCountersH\x00R\bcapturedB\t\n" +
+	"\amessage\"\xae\x01\n" +
+	"\x0fCaptureCounters\x12I\n" +
+	"\apackets\x18\x01 \x03(\v2/.legation.local.v1.CaptureCounters.PacketsEntryR\apackets\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x1a:\n" +
+	"\fPacketsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8c\x03\n" +
 	"\fSessionStart\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tchild_pid\x18\x02 \x01(\x05R\bchildPid\x12\x17\n" +
@@ -1865,69 +1944,73 @@ func file_api_local_v1_local_proto_rawDescGZIP() []byte {
 	return file_api_local_v1_local_proto_rawDescData
 }
 
-var file_api_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_local_v1_local_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_local_v1_local_proto_goTypes = []any{
 	(*SessionRequest)(nil),       // 0: legation.local.v1.SessionRequest
-	(*SessionStart)(nil),         // 1: legation.local.v1.SessionStart
-	(*EnvoyStarted)(nil),         // 2: legation.local.v1.EnvoyStarted
-	(*ProgramStarted)(nil),       // 3: legation.local.v1.ProgramStarted
-	(*SocketsClosed)(nil),        // 4: legation.local.v1.SocketsClosed
-	(*SessionResponse)(nil),      // 5: legation.local.v1.SessionResponse
-	(*Attested)(nil),             // 6: legation.local.v1.Attested
-	(*Ready)(nil),                // 7: legation.local.v1.Ready
-	(*CloseSockets)(nil),         // 8: legation.local.v1.CloseSockets
-	(*SocketPair)(nil),           // 9: legation.local.v1.SocketPair
-	(*ConnectionsRequest)(nil),   // 10: legation.local.v1.ConnectionsRequest
-	(*ConnectionsResponse)(nil),  // 11: legation.local.v1.ConnectionsResponse
-	(*Connection)(nil),           // 12: legation.local.v1.Connection
-	(*HandshakeFailure)(nil),     // 13: legation.local.v1.HandshakeFailure
-	(*StatusRequest)(nil),        // 14: legation.local.v1.StatusRequest
-	(*StatusResponse)(nil),       // 15: legation.local.v1.StatusResponse
-	(*IdentityStatus)(nil),       // 16: legation.local.v1.IdentityStatus
-	(*SubscriberStatus)(nil),     // 17: legation.local.v1.SubscriberStatus
-	(*WhyRequest)(nil),           // 18: legation.local.v1.WhyRequest
-	(*WhyResponse)(nil),          // 19: legation.local.v1.WhyResponse
-	(v1.Mode)(0),                 // 20: legation.node.v1.Mode
-	(*v1.Inbound)(nil),           // 21: legation.node.v1.Inbound
-	(*v1.Outbound)(nil),          // 22: legation.node.v1.Outbound
-	(*v1.SubscriberState)(nil),   // 23: legation.node.v1.SubscriberState
-	(*v1.ServedCertificate)(nil), // 24: legation.node.v1.ServedCertificate
-	(*v1.Candidate)(nil),         // 25: legation.node.v1.Candidate
+	(*CaptureCounters)(nil),      // 1: legation.local.v1.CaptureCounters
+	(*SessionStart)(nil),         // 2: legation.local.v1.SessionStart
+	(*EnvoyStarted)(nil),         // 3: legation.local.v1.EnvoyStarted
+	(*ProgramStarted)(nil),       // 4: legation.local.v1.ProgramStarted
+	(*SocketsClosed)(nil),        // 5: legation.local.v1.SocketsClosed
+	(*SessionResponse)(nil),      // 6: legation.local.v1.SessionResponse
+	(*Attested)(nil),             // 7: legation.local.v1.Attested
+	(*Ready)(nil),                // 8: legation.local.v1.Ready
+	(*CloseSockets)(nil),         // 9: legation.local.v1.CloseSockets
+	(*SocketPair)(nil),           // 10: legation.local.v1.SocketPair
+	(*ConnectionsRequest)(nil),   // 11: legation.local.v1.ConnectionsRequest
+	(*ConnectionsResponse)(nil),  // 12: legation.local.v1.ConnectionsResponse
+	(*Connection)(nil),           // 13: legation.local.v1.Connection
+	(*HandshakeFailure)(nil),     // 14: legation.local.v1.HandshakeFailure
+	(*StatusRequest)(nil),        // 15: legation.local.v1.StatusRequest
+	(*StatusResponse)(nil),       // 16: legation.local.v1.StatusResponse
+	(*IdentityStatus)(nil),       // 17: legation.local.v1.IdentityStatus
+	(*SubscriberStatus)(nil),     // 18: legation.local.v1.SubscriberStatus
+	(*WhyRequest)(nil),           // 19: legation.local.v1.WhyRequest
+	(*WhyResponse)(nil),          // 20: legation.local.v1.WhyResponse
+	nil,                          // 21: legation.local.v1.CaptureCounters.PacketsEntry
+	(v1.Mode)(0),                 // 22: legation.node.v1.Mode
+	(*v1.Inbound)(nil),           // 23: legation.node.v1.Inbound
+	(*v1.Outbound)(nil),          // 24: legation.node.v1.Outbound
+	(*v1.SubscriberState)(nil),   // 25: legation.node.v1.SubscriberState
+	(*v1.ServedCertificate)(nil), // 26: legation.node.v1.ServedCertificate
+	(*v1.Candidate)(nil),         // 27: legation.node.v1.Candidate
 }
 var file_api_local_v1_local_proto_depIdxs = []int32{
-	1,  // 0: legation.local.v1.SessionRequest.start:type_name -> legation.local.v1.SessionStart
-	2,  // 1: legation.local.v1.SessionRequest.envoy:type_name -> legation.local.v1.EnvoyStarted
-	3,  // 2: legation.local.v1.SessionRequest.program:type_name -> legation.local.v1.ProgramStarted
-	4,  // 3: legation.local.v1.SessionRequest.closed:type_name -> legation.local.v1.SocketsClosed
-	20, // 4: legation.local.v1.SessionStart.mode:type_name -> legation.node.v1.Mode
-	21, // 5: legation.local.v1.SessionStart.inbound:type_name -> legation.node.v1.Inbound
-	22, // 6: legation.local.v1.SessionStart.outbound:type_name -> legation.node.v1.Outbound
-	6,  // 7: legation.local.v1.SessionResponse.attested:type_name -> legation.local.v1.Attested
-	7,  // 8: legation.local.v1.SessionResponse.ready:type_name -> legation.local.v1.Ready
-	8,  // 9: legation.local.v1.SessionResponse.close:type_name -> legation.local.v1.CloseSockets
-	9,  // 10: legation.local.v1.CloseSockets.sockets:type_name -> legation.local.v1.SocketPair
-	9,  // 11: legation.local.v1.CloseSockets.keep:type_name -> legation.local.v1.SocketPair
-	12, // 12: legation.local.v1.ConnectionsResponse.connections:type_name -> legation.local.v1.Connection
-	13, // 13: legation.local.v1.ConnectionsResponse.failures:type_name -> legation.local.v1.HandshakeFailure
-	16, // 14: legation.local.v1.StatusResponse.identities:type_name -> legation.local.v1.IdentityStatus
-	17, // 15: legation.local.v1.StatusResponse.subscribers:type_name -> legation.local.v1.SubscriberStatus
-	23, // 16: legation.local.v1.SubscriberStatus.states:type_name -> legation.node.v1.SubscriberState
-	24, // 17: legation.local.v1.SubscriberStatus.served:type_name -> legation.node.v1.ServedCertificate
-	16, // 18: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
-	25, // 19: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
-	0,  // 20: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
-	14, // 21: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
-	18, // 22: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
-	10, // 23: legation.local.v1.AgentAdmin.Connections:input_type -> legation.local.v1.ConnectionsRequest
-	5,  // 24: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
-	15, // 25: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
-	19, // 26: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
-	11, // 27: legation.local.v1.AgentAdmin.Connections:output_type -> legation.local.v1.ConnectionsResponse
-	24, // [24:28] is the sub-list for method output_type
-	20, // [20:24] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	2,  // 0: legation.local.v1.SessionRequest.start:type_name -> legation.local.v1.SessionStart
+	3,  // 1: legation.local.v1.SessionRequest.envoy:type_name -> legation.local.v1.EnvoyStarted
+	4,  // 2: legation.local.v1.SessionRequest.program:type_name -> legation.local.v1.ProgramStarted
+	5,  // 3: legation.local.v1.SessionRequest.closed:type_name -> legation.local.v1.SocketsClosed
+	1,  // 4: legation.local.v1.SessionRequest.captured:type_name -> legation.local.v1.CaptureCounters
+	21, // 5: legation.local.v1.CaptureCounters.packets:type_name -> legation.local.v1.CaptureCounters.PacketsEntry
+	22, // 6: legation.local.v1.SessionStart.mode:type_name -> legation.node.v1.Mode
+	23, // 7: legation.local.v1.SessionStart.inbound:type_name -> legation.node.v1.Inbound
+	24, // 8: legation.local.v1.SessionStart.outbound:type_name -> legation.node.v1.Outbound
+	7,  // 9: legation.local.v1.SessionResponse.attested:type_name -> legation.local.v1.Attested
+	8,  // 10: legation.local.v1.SessionResponse.ready:type_name -> legation.local.v1.Ready
+	9,  // 11: legation.local.v1.SessionResponse.close:type_name -> legation.local.v1.CloseSockets
+	10, // 12: legation.local.v1.CloseSockets.sockets:type_name -> legation.local.v1.SocketPair
+	10, // 13: legation.local.v1.CloseSockets.keep:type_name -> legation.local.v1.SocketPair
+	13, // 14: legation.local.v1.ConnectionsResponse.connections:type_name -> legation.local.v1.Connection
+	14, // 15: legation.local.v1.ConnectionsResponse.failures:type_name -> legation.local.v1.HandshakeFailure
+	17, // 16: legation.local.v1.StatusResponse.identities:type_name -> legation.local.v1.IdentityStatus
+	18, // 17: legation.local.v1.StatusResponse.subscribers:type_name -> legation.local.v1.SubscriberStatus
+	25, // 18: legation.local.v1.SubscriberStatus.states:type_name -> legation.node.v1.SubscriberState
+	26, // 19: legation.local.v1.SubscriberStatus.served:type_name -> legation.node.v1.ServedCertificate
+	17, // 20: legation.local.v1.WhyResponse.identities:type_name -> legation.local.v1.IdentityStatus
+	27, // 21: legation.local.v1.WhyResponse.candidates:type_name -> legation.node.v1.Candidate
+	0,  // 22: legation.local.v1.Sessions.Open:input_type -> legation.local.v1.SessionRequest
+	15, // 23: legation.local.v1.AgentAdmin.Status:input_type -> legation.local.v1.StatusRequest
+	19, // 24: legation.local.v1.AgentAdmin.Why:input_type -> legation.local.v1.WhyRequest
+	11, // 25: legation.local.v1.AgentAdmin.Connections:input_type -> legation.local.v1.ConnectionsRequest
+	6,  // 26: legation.local.v1.Sessions.Open:output_type -> legation.local.v1.SessionResponse
+	16, // 27: legation.local.v1.AgentAdmin.Status:output_type -> legation.local.v1.StatusResponse
+	20, // 28: legation.local.v1.AgentAdmin.Why:output_type -> legation.local.v1.WhyResponse
+	12, // 29: legation.local.v1.AgentAdmin.Connections:output_type -> legation.local.v1.ConnectionsResponse
+	26, // [26:30] is the sub-list for method output_type
+	22, // [22:26] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_local_v1_local_proto_init() }
@@ -1940,8 +2023,9 @@ func file_api_local_v1_local_proto_init() {
 		(*SessionRequest_Envoy)(nil),
 		(*SessionRequest_Program)(nil),
 		(*SessionRequest_Closed)(nil),
+		(*SessionRequest_Captured)(nil),
 	}
-	file_api_local_v1_local_proto_msgTypes[5].OneofWrappers = []any{
+	file_api_local_v1_local_proto_msgTypes[6].OneofWrappers = []any{
 		(*SessionResponse_Attested)(nil),
 		(*SessionResponse_Ready)(nil),
 		(*SessionResponse_Close)(nil),
@@ -1953,7 +2037,7 @@ func file_api_local_v1_local_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_local_v1_local_proto_rawDesc), len(file_api_local_v1_local_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -115,9 +115,9 @@ func (s *session) run(ctx context.Context) (int, error) {
 	}
 	s.Log.Info("attested", "spiffe_id", s.attested.SpiffeId, "entry", s.attested.Entry, "session", s.attested.Session)
 
+	var rules *capture.Rules
 	if s.Mode == nodev1.Mode_MODE_CAPTURE {
-		rules, err := capture.Install(capture.Params{AllowUDPPorts: append([]uint16{53}, s.AllowUDP...)})
-		if err != nil {
+		if rules, err = capture.Install(capture.Params{AllowUDPPorts: append([]uint16{53}, s.AllowUDP...)}); err != nil {
 			return 1, err
 		}
 		// The rules outlive the proxy, and on a crash of this process also
@@ -139,6 +139,9 @@ func (s *session) run(ctx context.Context) (int, error) {
 	}
 	group.Go(func() error { return ignoreCancel(s.proxy.Run(gctx)) })
 	group.Go(func() error { return ignoreCancel(s.converse(gctx)) })
+	if rules != nil {
+		group.Go(func() error { return s.countCaptured(gctx, rules) })
+	}
 
 	if err := s.waitReady(startCtx, gctx); err != nil {
 		return 1, cause(err, group, cancel)
@@ -191,6 +194,32 @@ func (s *session) envoyParams() envoy.ProcessParams {
 		p.Mark = s.Mode == nodev1.Mode_MODE_CAPTURE
 	}
 	return p
+}
+
+// countEvery is how often the agent is told what met the capture's rules.
+const countEvery = 10 * time.Second
+
+// countCaptured tells the agent what met the rules, and whether they are
+// still there.
+func (s *session) countCaptured(ctx context.Context, rules *capture.Rules) error {
+	tick := time.NewTicker(countEvery)
+	defer tick.Stop()
+	for {
+		m := &localv1.CaptureCounters{Packets: map[string]uint64{}}
+		counters, err := rules.Counters()
+		if err != nil {
+			m.Error = err.Error()
+		}
+		for name, c := range counters {
+			m.Packets[name] = c.Packets
+		}
+		s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Captured{Captured: m}})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // send queues a message; the queue is bounded by what the session does, and a

@@ -2,14 +2,16 @@ package sds
 
 import "github.com/prometheus/client_golang/prometheus"
 
-type metrics struct {
+// Metrics counts what several Servers of one agent do; they share it.
+type Metrics struct {
 	streams *prometheus.GaugeVec
 	denied  prometheus.Counter
 	missing prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
+// NewMetrics registers with r, which may be nil.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
 		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "legation_sds_streams", Help: "Open xDS streams of proxies, by protocol."}, []string{"protocol"}),
 		denied: prometheus.NewCounter(prometheus.CounterOpts{

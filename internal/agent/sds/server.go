@@ -61,8 +61,11 @@ type Params struct {
 	Authorise func(ctx context.Context) (*Attachment, error)
 	// MaxNames bounds the names one stream subscribes to; 0 is
 	// distribute.DefaultMaxNames.
-	MaxNames   int
-	Log        *slog.Logger
+	MaxNames int
+	Log      *slog.Logger
+	// Metrics are shared by Servers; nil counts into Metrics of its own,
+	// registered with Registerer.
+	Metrics    *Metrics
 	Registerer prometheus.Registerer
 }
 
@@ -71,7 +74,7 @@ type Server struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	p       Params
-	metrics *metrics
+	metrics *Metrics
 	readers sync.WaitGroup
 }
 
@@ -83,7 +86,10 @@ func New(p Params) *Server {
 	if p.MaxNames == 0 {
 		p.MaxNames = distribute.DefaultMaxNames
 	}
-	return &Server{p: p, metrics: newMetrics(p.Registerer)}
+	if p.Metrics == nil {
+		p.Metrics = NewMetrics(p.Registerer)
+	}
+	return &Server{p: p, metrics: p.Metrics}
 }
 
 // Register adds ADS and SDS to a gRPC server, which should have been made

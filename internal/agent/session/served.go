@@ -105,33 +105,40 @@ func (sn *session) checkServed(ctx context.Context, doubted bool) bool {
 	return problem == ""
 }
 
-// Problems lists what is wrong with what Envoys present.
+// Problems lists what is wrong with what Envoys present and with captures.
 func (s *Server) Problems() []string {
 	var list []string
 	for _, sn := range s.all() {
 		sn.mu.Lock()
-		if sn.servedProblem != "" {
-			list = append(list, fmt.Sprintf("session %s (%s): %s", sn.id, sn.spiffeID(), sn.servedProblem))
+		for _, problem := range []string{sn.servedProblem, sn.captureProblem} {
+			if problem != "" {
+				list = append(list, fmt.Sprintf("session %s (%s): %s", sn.id, sn.spiffeID(), problem))
+			}
 		}
 		sn.mu.Unlock()
 	}
 	return list
 }
 
-// servedExpiry tells at each scrape how long what is presented will last.
-type servedExpiry struct{ s *Server }
+// collector tells at each scrape how long what is presented will last, and
+// what met the captures' rules.
+type collector struct{ s *Server }
 
 var servedDesc = prometheus.NewDesc("legation_served_certificate_expiry_seconds",
 	"Seconds until the certificate that a session's Envoy really presents ends; negative: it has ended.", []string{"spiffe_id", "session"}, nil)
 
-func (e servedExpiry) Describe(c chan<- *prometheus.Desc) { c <- servedDesc }
+func (e collector) Describe(c chan<- *prometheus.Desc) {
+	c <- servedDesc
+	c <- capturedDesc
+}
 
-func (e servedExpiry) Collect(c chan<- prometheus.Metric) {
+func (e collector) Collect(c chan<- prometheus.Metric) {
 	now := e.s.p.Clock.Now()
 	for _, sn := range e.s.all() {
 		sn.mu.Lock()
 		seen := sn.seen
 		sn.mu.Unlock()
+		sn.collectCaptured(c)
 		if seen != nil {
 			c <- prometheus.MustNewConstMetric(servedDesc, prometheus.GaugeValue, time.Unix(seen.NotAfterUnix, 0).Sub(now).Seconds(), sn.spiffeID(), sn.id)
 		}

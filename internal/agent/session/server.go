@@ -20,6 +20,7 @@ import (
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/envoy"
+	"github.com/legation-io/legation/internal/agent/sds"
 	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/agent/upstream"
 	"github.com/legation-io/legation/internal/attest/workload"
@@ -53,6 +54,7 @@ type Params struct {
 	Clock       clock.Clock
 	Log         *slog.Logger
 	Registerer  prometheus.Registerer
+	SDS         *sds.Metrics // of all xDS streams of this agent; may be nil
 }
 
 // Server serves localv1.Sessions.
@@ -78,7 +80,7 @@ func New(p Params) *Server {
 	}
 	s := &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
 	if p.Registerer != nil {
-		p.Registerer.MustRegister(servedExpiry{s})
+		p.Registerer.MustRegister(collector{s})
 	}
 	return s
 }

@@ -67,8 +67,10 @@ type session struct {
 	presents *svid.SVID                // what Envoy acknowledged
 	seen     *nodev1.ServedCertificate // what it was last seen to present
 	// servedProblem is what is wrong with that, in words; "" is nothing.
-	servedProblem string
-	closing       map[string]*ending
+	servedProblem  string
+	captured       map[string]uint64 // packets by rule of the capture
+	captureProblem string
+	closing        map[string]*ending
 }
 
 // socketName is where an Envoy finds its agent, in the session's folder.
@@ -228,7 +230,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 	}
 	sn.secrets(sn.first)
 	xds := sds.New(sds.Params{
-		Engine: sn.server.p.Engine, Log: sn.log,
+		Engine: sn.server.p.Engine, Log: sn.log, Metrics: sn.server.p.SDS,
 		Authorise: func(ctx context.Context) (*sds.Attachment, error) { return sn.authorise(ctx) },
 	})
 	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(sn.server.p.Attestor)))...)
@@ -435,6 +437,8 @@ func (sn *session) handle(ctx context.Context, m *localv1.SessionRequest, cancel
 		sn.log.Info("program started", "pid", sn.start.ChildPid)
 	case *localv1.SessionRequest_Closed:
 		sn.closed(m.Closed)
+	case *localv1.SessionRequest_Captured:
+		sn.captureCounted(m.Captured)
 	}
 }
 

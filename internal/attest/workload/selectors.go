@@ -26,12 +26,16 @@ const attempts = 5
 // and after an upgrade the old program is not what the path names.
 func (c *Caller) Selectors(ctx context.Context) ([]Selector, error) {
 	all, err := c.selectors(ctx, nil, "")
+	c.a.count(err)
+	return all, err
+}
+
+func (a *Attestor) count(err error) {
 	outcome := "attested"
 	if err != nil {
 		outcome = "refused"
 	}
-	c.a.attested.WithLabelValues(outcome).Inc()
-	return all, err
+	a.attested.WithLabelValues(outcome).Inc()
 }
 
 // SelectorsForExec are the selectors c will have once it has executed the
@@ -40,7 +44,9 @@ func (c *Caller) Selectors(ctx context.Context) ([]Selector, error) {
 // runs with the file. The file must be a regular one and no script
 // (fault.Invalid); path is dropped if it does not name it.
 func SelectorsForExec(ctx context.Context, c *Caller, exec *os.File, path string) ([]Selector, error) {
-	return c.selectors(ctx, exec, path)
+	all, err := c.selectors(ctx, exec, path)
+	c.a.count(err)
+	return all, err
 }
 
 func (c *Caller) selectors(ctx context.Context, exec *os.File, path string) ([]Selector, error) {
