@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,9 @@ func logFlags(flags []string) []string {
 
 // get is one request through alice's Envoy to bob, on a connection of its own.
 func (p *pair) get() error { return get(p.outbound, "bob") }
+
+// decode reads JSON.
+func decode(text string, into any) error { return json.Unmarshal([]byte(text), into) }
 
 func get(address, want string) error {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
