@@ -113,6 +113,11 @@ func (d *destroyer) destroy(p Pair) (inode uint64, err error) {
 	if errors.Is(err, unix.ESTALE) {
 		return inode, unix.ENOENT
 	}
+	if err != nil && inode == 0 {
+		// No process holds it any more: Envoy has closed it, and the kernel
+		// is saying goodbye.
+		return 0, unix.ENOENT
+	}
 	if err != nil {
 		return inode, fmt.Errorf("end %s by SOCK_DESTROY (wants CAP_NET_ADMIN): %w", p, err)
 	}
