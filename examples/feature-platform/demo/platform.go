@@ -122,10 +122,7 @@ func (d *demo) plan() error {
 	if err != nil {
 		return err
 	}
-	store := filepath.Join(d.work, "featurestore")
-	if err := d.compile(store, "featurestore"); err != nil {
-		return err
-	}
+	store := d.tool("featurestore")
 	url := func(address string) string { return "http://" + address }
 	d.services = []*service{
 		{name: "featurestore", node: d.nodes[1], path: store, argv: func(_ map[string]string, listen string) []string {
@@ -171,7 +168,7 @@ func (d *demo) pythons(names ...string) (map[string]string, error) {
 }
 
 // retrieval is Java where there is a JDK, else Go.
-func (d *demo) retrieval() (string, []string, error) {
+func (d *demo) retrieval() (path string, argv []string, err error) {
 	if java, err := exec.LookPath("java"); err == nil {
 		if real, err := filepath.EvalSymlinks(java); err == nil {
 			if command(real, "--list-modules") == nil && exec.Command(filepath.Join(filepath.Dir(real), "javac"), "-version").Run() == nil {
@@ -181,17 +178,7 @@ func (d *demo) retrieval() (string, []string, error) {
 		}
 	}
 	d.out.say("  no JDK on this machine: retrieval runs in Go")
-	path := filepath.Join(d.work, "retrieval")
-	return path, []string{path}, d.compile(path, "retrieval")
-}
-
-func (d *demo) compile(out, name string) error {
-	cmd := exec.Command("go", "build", "-o", out, "./"+name)
-	cmd.Dir = d.source
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build %s: %w: %s", name, err, msg)
-	}
-	return nil
+	return d.tool("retrieval"), []string{d.tool("retrieval")}, nil
 }
 
 // resources are the declared identities and services, as YAML.
