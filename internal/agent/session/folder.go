@@ -1,23 +1,27 @@
 package session
 
 import (
-	"errors"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/legation-io/legation/internal/fault"
 )
 
-// Sweep removes what sessions left in RunDir whose parent is gone. What the
-// others left stays: they are resumed. Call it before the first session.
+// Sweep makes RunDir, and removes what sessions left in it whose parent is
+// gone. What the others left stays: they are resumed. Call it before the first
+// session. fault.Denied: somebody else could put sockets of his own there.
 func (s *Server) Sweep() error {
-	entries, err := os.ReadDir(s.p.RunDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := os.MkdirAll(s.p.RunDir, 0o755); err != nil {
+		return fault.New(fault.Unavailable, "make the folder of sessions: %w", err)
 	}
+	if err := ours(s.p.RunDir); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.p.RunDir)
 	if err != nil {
 		return fault.New(fault.Unavailable, "look at the folder of sessions: %w", err)
 	}
@@ -32,11 +36,30 @@ func (s *Server) Sweep() error {
 	return nil
 }
 
+// ours refuses a folder in which others could make or rename things, or that
+// others could replace.
+func ours(dir string) error {
+	for _, path := range []string{dir, filepath.Dir(dir)} {
+		look := os.Lstat
+		if path != dir { // /var/run is a link
+			look = os.Stat
+		}
+		info, err := look(path)
+		if err != nil {
+			return fault.New(fault.Unavailable, "look at the folder of sessions: %w", err)
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		owned := ok && (int(st.Uid) == os.Geteuid() || path != dir && st.Uid == 0)
+		shared := info.Mode().Perm()&0o022 != 0 && (path == dir || info.Mode()&fs.ModeSticky == 0)
+		if !info.IsDir() || !owned || shared {
+			return fault.New(fault.Denied, "the folder of sessions %s: %s (%s) must be a folder of this agent's user that nobody else can write to, or others could stand in for a session's sockets; change it, or choose another runDir", dir, path, info.Mode())
+		}
+	}
+	return nil
+}
+
 // prepareDir makes the session's private folder for its Envoy's user.
 func prepareDir(dir string, uid uint32) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fault.New(fault.Unavailable, "make the folder of sessions: %w", err)
-	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fault.New(fault.Unavailable, "make the session's folder: %w", err)
 	}

@@ -127,7 +127,7 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 		return fault.New(fault.Denied, "uid %d may not have an Envoy that runs as uid %d", caller.UID(), start.EnvoyUid)
 	}
 	sn := &session{
-		server: s, start: start, runPID: caller.PID(), runUID: caller.UID(),
+		server: s, start: start, run: caller, runPID: caller.PID(), runUID: caller.UID(),
 		out: make(chan *localv1.SessionResponse, 64), configured: make(chan struct{}, 1),
 		acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
 		ready: make(chan struct{}), look: make(chan struct{}, 1), closing: map[string]*ending{},
@@ -161,8 +161,11 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	group := sn.serve(ctx, cancel)
 	defer group.Wait()
 	defer cancel(nil)
+	gone := caller.Done()
 	for {
 		select {
+		case <-gone: // a copy of its connection in other hands is served no longer
+			return fault.New(fault.Denied, "the session's parent (pid %d) has ended", caller.PID())
 		case m := <-sn.out:
 			if err := stream.Send(m); err != nil {
 				return err
@@ -224,6 +227,17 @@ func (s *Server) add(sn *session) error {
 	}
 	if s.sessions[sn.id] != nil {
 		return fault.New(fault.Conflict, "session %s is open", sn.id)
+	}
+	if sn.runUID != 0 { // nobody but root may fill it up for others
+		have := 0
+		for _, o := range s.sessions {
+			if o.runUID == sn.runUID {
+				have++
+			}
+		}
+		if have >= max(1, s.p.MaxSessions/4) {
+			return fault.New(fault.Limited, "uid %d has %d sessions already, its limit", sn.runUID, have)
+		}
 	}
 	s.sessions[sn.id] = sn
 	return nil

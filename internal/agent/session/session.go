@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +30,7 @@ type session struct {
 	server *Server
 	id     string
 	start  *localv1.SessionStart
+	run    *workload.Caller // who opened it: the parent of program and Envoy
 	runPID int32
 	runUID uint32
 	dir    string
@@ -133,9 +132,9 @@ func (sn *session) selectors(ctx context.Context, child *workload.Caller) ([]wor
 	if sn.runs() {
 		return child.Selectors(ctx)
 	}
-	file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", sn.start.ChildPid, sn.start.ExecFd))
+	file, err := workload.OpenExec(child, int(sn.start.ExecFd))
 	if err != nil {
-		return nil, fault.New(fault.Denied, "read what process %d is about to execute: %w", sn.start.ChildPid, err)
+		return nil, err
 	}
 	defer file.Close()
 	return workload.SelectorsForExec(ctx, child, file, sn.start.ExecPath)
@@ -153,12 +152,12 @@ func (sn *session) attest(ctx context.Context) (err error) {
 			child.Close()
 		}
 	}()
-	parent, err := parentOf(sn.start.ChildPid)
+	k, err := childOf(sn.start.ChildPid, sn.run)
 	if err != nil {
 		return err
 	}
-	if parent != sn.runPID {
-		return fault.New(fault.Denied, "process %d is not a child of the caller (pid %d)", sn.start.ChildPid, sn.runPID)
+	if err := mayBear(sn.start.ChildPid, k, sn.run); err != nil {
+		return err
 	}
 	selectors, err := sn.selectors(ctx, child)
 	if err != nil {
@@ -202,20 +201,6 @@ func choose(svids []*svid.SVID, wanted string) (*nodev1.Entry, error) {
 	return nil, fault.New(fault.Invalid, "several identities match this program: %s; choose one with --spiffe-id", strings.Join(ids, ", "))
 }
 
-func parentOf(pid int32) (int32, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, fault.New(fault.Denied, "process %d is gone", pid)
-	}
-	for line := range strings.Lines(string(raw)) {
-		if v, ok := strings.CutPrefix(line, "PPid:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 32)
-			return int32(n), err
-		}
-	}
-	return 0, fault.New(fault.Denied, "process %d has no parent", pid)
-}
-
 // serve begins serving: the private socket, the secrets, the configuration,
 // the watch for revocations. The group ends with ctx.
 func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *sync.WaitGroup {
@@ -233,7 +218,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 		Engine: sn.server.p.Engine, Log: sn.log, Metrics: sn.server.p.SDS,
 		Authorise: func(ctx context.Context) (*sds.Attachment, error) { return sn.authorise(ctx) },
 	})
-	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(sn.server.p.Attestor)))...)
+	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(sn.server.p.Attestor)), grpc.ChainStreamInterceptor(sn.guardLogs))...)
 	xds.Register(sn.grpc)
 	accesslogv3.RegisterAccessLogServiceServer(sn.grpc, sn.logs)
 	run := func(f func() error) {
@@ -296,20 +281,31 @@ func (sn *session) authorise(ctx context.Context) (*sds.Attachment, error) {
 	if caller.UID() != sn.start.EnvoyUid {
 		return nil, fault.New(fault.Denied, "uid %d is not this session's Envoy", caller.UID())
 	}
-	parent, err := parentOf(caller.PID())
-	if err != nil {
-		return nil, err
+	if _, err := childOf(caller.PID(), sn.run); err != nil {
+		return nil, fault.New(fault.Denied, "process %d is not this session's Envoy: %w", caller.PID(), err)
 	}
-	if parent != sn.runPID {
-		return nil, fault.New(fault.Denied, "process %d is not this session's Envoy", caller.PID())
+	if !caller.Alive() {
+		return nil, fault.New(fault.Denied, "process %d has ended", caller.PID())
 	}
 	return &sds.Attachment{
 		Subscriber: Subscriber(sn.id),
 		Scopes:     []distribute.Scope{sn.configScope(), sn.secretScope()},
+		Done:       caller.Done(),
 		Missing: func(_, name string) string {
 			return fmt.Sprintf("session %s serves %s: default, ROOTCA, ALL, its SPIFFE ID, and sdsNames %v", sn.id, name, sn.entry.SdsNames)
 		},
 	}, nil
+}
+
+// guardLogs admits the same process alone to the access log, by which it is
+// known who is on which connection.
+func (sn *session) guardLogs(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if info.FullMethod == accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName {
+		if _, err := sn.authorise(stream.Context()); err != nil {
+			return fault.GRPC(err)
+		}
+	}
+	return handler(srv, stream)
 }
 
 // publish keeps the session's secrets in step with its SVID and with what is

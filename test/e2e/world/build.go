@@ -26,7 +26,8 @@ func Run(m *testing.M) int {
 	return code
 }
 
-// Tool is the path of a binary of this build: legation, legation-agent, peer.
+// Tool is the path of a binary of this build: legation, legation-agent, peer,
+// attacker.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	built.once.Do(func() { built.err = build() })
@@ -43,7 +44,7 @@ func Root(t testing.TB) string {
 }
 
 // build compiles the real programs, in test-long with the race detector, and
-// the peer, once for all tests of this process.
+// those of the tests, once for all tests of this process.
 func build() error {
 	root, err := os.Getwd()
 	for err == nil {
@@ -70,15 +71,16 @@ func build() error {
 		args = []string{"build", "-race", "-o", built.dir + "/"}
 	}
 	for _, c := range []struct {
-		dir, pkg string
-	}{{root, "./cmd/..."}, {filepath.Join(root, "test"), "./e2e/peer"}} {
-		cmd := exec.Command("go", append(args, c.pkg)...)
+		dir  string
+		pkgs []string
+	}{{root, []string{"./cmd/..."}}, {filepath.Join(root, "test"), []string{"./e2e/peer", "./e2e/attacker"}}} {
+		cmd := exec.Command("go", append(args, c.pkgs...)...)
 		cmd.Dir = c.dir
 		if !Race() {
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		}
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("go %s %s: %w\n%s", strings.Join(args, " "), c.pkg, err, out)
+			return fmt.Errorf("go %s %s: %w\n%s", strings.Join(args, " "), strings.Join(c.pkgs, " "), err, out)
 		}
 	}
 	return nil
