@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -18,13 +19,17 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "peer serve LISTEN NAME | watch SOCKET | exit CODE | signals")
+		fmt.Fprintln(os.Stderr, "peer serve LISTEN NAME | get URL | udp ADDRESS | watch SOCKET | exit CODE | signals")
 		os.Exit(2)
 	}
 	var err error
 	switch args := os.Args[2:]; os.Args[1] {
 	case "serve":
 		err = serve(args[0], args[1])
+	case "get":
+		err = get(args[0])
+	case "udp":
+		err = udp(args[0])
 	case "watch":
 		err = watch(args[0])
 	case "exit":
@@ -48,6 +53,36 @@ func serve(listen, name string) error {
 		return err
 	}
 	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) }))
+}
+
+// get prints what a plain HTTP request is answered.
+func get(url string) error {
+	client := &http.Client{Timeout: 3 * time.Second}
+	response, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(os.Stdout, response.Body)
+	return err
+}
+
+// udp sends one datagram and waits briefly for why it did not leave.
+func udp(address string) error {
+	conn, err := net.Dial("udp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_, err = conn.Read(make([]byte, 1))
+	if os.IsTimeout(err) {
+		return nil // it left, and nobody answers
+	}
+	return err
 }
 
 // watch prints every identity it is given, for as long as it runs: the agent
