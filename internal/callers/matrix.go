@@ -101,7 +101,11 @@ func (m *Matrix) Check(fullMethod string, i Identity) error {
 		return fault.New(fault.Denied, "%s has no row in the caller matrix: nobody may call it", fullMethod)
 	}
 	if !slices.Contains(row.Callers, i.Class) {
-		return fault.New(fault.Denied, "%s may not call %s: it admits callers of class %s only", i, fullMethod, classNames(row.Callers))
+		next := ""
+		if i.Class == Workload && slices.Contains(row.Callers, Operator) {
+			next = "; bind it to a role under roles in the control plane's configuration"
+		}
+		return fault.New(fault.Denied, "%s may not call %s: it admits callers of class %s only%s", i, fullMethod, classNames(row.Callers), next)
 	}
 	if i.Class != Operator || i.May(row.Role, AllNamespaces) || row.Namespaced && i.mayAnywhere(row.Role) {
 		return nil
@@ -110,7 +114,7 @@ func (m *Matrix) Check(fullMethod string, i Identity) error {
 	if row.Namespaced {
 		where = ""
 	}
-	return fault.New(fault.Denied, "%s may not call %s: it needs the role %s%s; bind it under roleBindings in the server's configuration",
+	return fault.New(fault.Denied, "%s may not call %s: it needs the role %s%s; bind it under roles in the control plane's configuration",
 		i, fullMethod, roleName(row.Role), where)
 }
 

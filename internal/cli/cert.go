@@ -100,6 +100,9 @@ without colons.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				serial := strings.ToLower(strings.ReplaceAll(args[0], ":", ""))
+				if serial == "" || strings.Trim(serial, "0123456789abcdef") != "" {
+					return fault.New(fault.Invalid, "%q is no serial: write hex digits, as legation cert list shows them", args[0])
+				}
 				r, err := c.ListCertificates(cmd.Context(), &adminv1.ListCertificatesRequest{TrustDomain: o.trustDomain, Serial: serial, IncludeExpired: true, Limit: 10})
 				if err != nil {
 					return err

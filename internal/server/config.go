@@ -188,7 +188,12 @@ func (c *Config) Validate() error {
 // reloadable are the keys that SIGHUP applies; every other needs a restart.
 var reloadable = map[string]bool{"log": true}
 
-// NeedsRestart lists the keys that differ and cannot be applied live.
+// NeedsRestart lists the keys that differ and cannot be applied live. Of log
+// only the level can.
 func NeedsRestart(old, next Config) []string {
-	return configfile.Differences(old, next, reloadable)
+	keys := configfile.Differences(old, next, reloadable)
+	if old.Log.Format != next.Log.Format {
+		keys = append(keys, "log.format")
+	}
+	return keys
 }

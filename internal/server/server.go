@@ -91,6 +91,9 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err err
 	if err := openFormat(ctx, s.store, cfg.DataDir); err != nil {
 		return nil, err
 	}
+	if err := openTrustDomain(ctx, s.store, s.td.Name()); err != nil {
+		return nil, err
+	}
 	inUse, err := file.Sealed(ctx, s.store, s.td.Name())
 	if err != nil {
 		return nil, err
