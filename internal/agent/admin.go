@@ -71,8 +71,11 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 		list = append(list, fmt.Sprintf("no control plane answers (%s); what is held is served until it expires. Check that %s can be reached", r.LastError, r.Server))
 	}
 	age := time.Since(time.Unix(r.HeartbeatUnix, 0))
+	if r.HeartbeatUnix != 0 && age < -clockSlack {
+		list = append(list, fmt.Sprintf("the control plane's clock is %s ahead of this machine's; certificates may be refused as not yet valid. Synchronise both (chrony, systemd-timesyncd); see: legation check", (-age).Round(time.Second)))
+	}
 	if limit := time.Duration(s.agent.cfg.MaxRevocationAge); r.HeartbeatUnix != 0 && age > limit {
-		list = append(list, fmt.Sprintf("the CRL was last confirmed %s ago, more than maxRevocationAge (%s): a revocation may not have arrived", age.Round(time.Second), limit))
+		list = append(list, fmt.Sprintf("the CRL was last confirmed %s ago, more than maxRevocationAge (%s): a revocation may not have arrived%s", age.Round(time.Second), limit, advice(r.Connected)))
 	}
 	view, _ := s.agent.link.View()
 	for _, e := range view.Entries {
@@ -85,9 +88,33 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	for _, sub := range r.Subscribers {
 		for _, st := range sub.States {
 			if st.Error != "" {
-				list = append(list, fmt.Sprintf("%s refused %s: %s", sub.Subscriber, st.Name, st.Error))
+				list = append(list, fmt.Sprintf("%s (%s, process %d) refused %s and keeps what it had: %s%s", sub.Subscriber, sub.SpiffeId, sub.Pid, st.Name, st.Error, remedy(st.Error)))
 			}
 		}
 	}
 	return list
+}
+
+// clockSlack is what clocks may differ before it is worth a line.
+const clockSlack = 30 * time.Second
+
+// advice is what to do about a CRL that is not confirmed.
+func advice(connected bool) string {
+	if connected {
+		return "; yet the control plane is linked: its clock or this machine's is wrong (legation check), or it cannot sign (its log says)"
+	}
+	return "; it goes away once the control plane answers again"
+}
+
+// remedy is what to do about what an Envoy refused.
+func remedy(reason string) string {
+	switch {
+	case strings.Contains(reason, "Address already in use"):
+		return "; something else listens there: choose another --inbound or --outbound, or end it"
+	case strings.Contains(reason, "Permission denied"):
+		return "; that user may not listen there: choose a port from 1024 on"
+	case strings.Contains(reason, "Cannot assign requested address"):
+		return "; this machine has no such address"
+	}
+	return "; that is a mistake of ours, or this Envoy is too old: its version is in legation check"
 }

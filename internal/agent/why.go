@@ -64,6 +64,9 @@ func (s *agentAdmin) why(ctx context.Context, req *localv1.WhyRequest) (*localv1
 	}
 	if req.SdsName == "" {
 		r.Summary = summary(req, r)
+		if err != nil && len(r.Identities) == 0 {
+			r.Summary += " (The control plane does not answer, so only the entries of this node were looked at.)"
+		}
 		return r, nil
 	}
 	r.Summary = strings.Join(append([]string{sdsSummary(req, r, entries)}, a.envoys.asking(req.SdsName)...), "\n")

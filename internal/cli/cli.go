@@ -104,8 +104,8 @@ func Main(ctx context.Context, root *cobra.Command) int {
 // dial connects to "unix://PATH" or, with the caller's own SVID, to HOST:PORT.
 func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) {
 	if path, ok := strings.CutPrefix(target, "unix://"); ok {
-		if _, err := os.Stat(path); err != nil {
-			return nil, nil, fault.New(fault.Unavailable, "nothing listens at %s (%v)\ntry: start it, or name another socket with --server or --agent", path, err)
+		if err := reach(ctx, path); err != nil {
+			return nil, nil, err
 		}
 		conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {

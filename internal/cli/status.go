@@ -122,7 +122,11 @@ func (o *options) printStatus(r *adminv1.StatusResponse) error {
 	fmt.Fprintf(w, "declared       %s\n", dash(strings.Join(declared, ", ")))
 	fmt.Fprintf(w, "nodes          %d\n", len(r.Nodes))
 	for _, n := range r.Nodes {
-		fmt.Fprintf(w, "  %-20s %-9s for %-6s %s, %s, certificate ends in %s\n", n.Name, nodeState(n), since(n.SinceUnix), plural(int(n.Subscribers), "subscriber"), entries(n.Entries), until(n.ExpiresAtUnix))
+		state := nodeState(n)
+		if n.SinceUnix != 0 {
+			state += " for " + since(n.SinceUnix)
+		}
+		fmt.Fprintf(w, "  %-20s %-19s %s, %s, certificate ends in %s\n", n.Name, state, plural(int(n.Subscribers), "subscriber"), entries(n.Entries), until(n.ExpiresAtUnix))
 	}
 	fmt.Fprintf(w, "behind         %d\n", len(r.Behind))
 	for _, b := range r.Behind {

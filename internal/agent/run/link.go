@@ -174,6 +174,7 @@ func (s *session) read(ctx context.Context) error {
 				close(s.ready)
 			}
 		case *localv1.SessionResponse_Warning:
+			s.warning.Store(&m.Warning)
 			s.Log.Warn(m.Warning)
 		case *localv1.SessionResponse_Close:
 			s.closeSockets(ctx, m.Close)

@@ -64,7 +64,8 @@ type session struct {
 	proxy    *envoy.Process
 	requests chan *localv1.SessionRequest // written to the stream by one goroutine
 	ready    chan struct{}
-	running  atomic.Bool // the program was started
+	running  atomic.Bool            // the program was started
+	warning  atomic.Pointer[string] // the agent's last
 	begun    time.Time
 	accepted map[string][]envoy.Pair // by revocation; used by read alone
 }
@@ -270,6 +271,9 @@ func (s *session) waitReady(startCtx, gctx context.Context) error {
 	select {
 	case <-s.ready:
 	case <-startCtx.Done():
+		if said := s.warning.Load(); said != nil {
+			return fault.New(fault.Unavailable, "%w\nthe agent said: %s", context.Cause(startCtx), *said)
+		}
 		return context.Cause(startCtx)
 	case <-gctx.Done():
 		return gctx.Err()

@@ -38,7 +38,7 @@ func (p *peer) refusal(typ string, detail *status.Status) string {
 	if detail == nil {
 		return ""
 	}
-	reason := clip(detail.GetMessage(), maxReason)
+	reason := clip(strings.TrimSpace(detail.GetMessage()), maxReason)
 	if reason == "" {
 		reason = "refused without a reason"
 	}

@@ -137,10 +137,10 @@ func (s *Server) problems(now time.Time, r *adminv1.StatusResponse) []string {
 	var list []string
 	for _, a := range r.Authorities {
 		if left := time.Unix(a.IssuingExpiresUnix, 0).Sub(now); left < soon {
-			list = append(list, fmt.Sprintf("the issuing CA of authority %s ends in %s", a.Name, left.Round(time.Hour)))
+			list = append(list, fmt.Sprintf("the issuing CA of authority %s ends in %s: what it signs gets shorter and shorter lives, and this version cannot make the next one; upgrade to one that rotates before then", a.Name, days(left)))
 		}
 		if left := time.Unix(a.RootExpiresUnix, 0).Sub(now); left < soon {
-			list = append(list, fmt.Sprintf("the root of authority %s ends in %s", a.Name, left.Round(time.Hour)))
+			list = append(list, fmt.Sprintf("the root of authority %s ends in %s, and with it everything below; this version cannot make the next one; upgrade to one that rotates before then", a.Name, days(left)))
 		}
 	}
 	for _, n := range r.Nodes {
@@ -154,8 +154,16 @@ func (s *Server) problems(now time.Time, r *adminv1.StatusResponse) []string {
 	}
 	for _, b := range r.Behind {
 		if b.State.Error != "" {
-			list = append(list, fmt.Sprintf("%s on %s refused %s: %s", b.State.Subscriber, b.Node, b.State.Name, b.State.Error))
+			list = append(list, fmt.Sprintf("%s on %s refused %s and keeps what it had: %s; on the node, legation status --node says what to do", b.State.Subscriber, b.Node, b.State.Name, b.State.Error))
 		}
 	}
 	return list
+}
+
+// days is a long time as people say it.
+func days(d time.Duration) string {
+	if d < 48*time.Hour {
+		return d.Round(time.Minute).String()
+	}
+	return fmt.Sprintf("%d days", d/(24*time.Hour))
 }
