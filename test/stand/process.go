@@ -46,7 +46,11 @@ func Start(t testing.TB, name string, argv ...string) *Process {
 	}
 	p.PID = p.cmd.Process.Pid
 	t.Cleanup(func() {
+		begin := time.Now()
 		p.Stop()
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Logf("%s took %s to end", p.Name, d.Round(100*time.Millisecond))
+		}
 		if t.Failed() {
 			t.Logf("%s wrote:\n%s", p.Name, p.Log())
 		}
