@@ -199,8 +199,9 @@ func (s *server) run(ctx context.Context, ready func()) error {
 	}
 	defer local.Close()
 
-	unary, stream := matrix.Interceptors(s.operators.TLS, refused)
-	remote := grpc.NewServer(append(s.nodes.ServerOptions(), grpc.Creds(grpccreds.NewTLS(s.creds.config())), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	unary, stream := matrix.Interceptors(s.classify, refused)
+	peers := newPeers(grpccreds.NewTLS(s.creds.config()), s.revoked)
+	remote := grpc.NewServer(append(s.nodes.ServerOptions(), grpc.Creds(peers), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
 	unary, stream = matrix.Interceptors(callers.As(callers.Owner), refused)
 	owner := grpc.NewServer(grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream), grpc.MaxRecvMsgSize(80<<20))
 	healthy := health.NewServer()
@@ -227,6 +228,7 @@ func (s *server) run(ctx context.Context, ready func()) error {
 	part("nodes", s.registry.Run)
 	part("catalog", s.catalog.Run)
 	part("tls", s.creds.run)
+	part("revoked callers", func(ctx context.Context) error { return s.followRevocations(ctx, peers) })
 	part("push trust", s.pusher.trust)
 	part("push entries", s.pusher.entries)
 	part("store", func(ctx context.Context) error {
