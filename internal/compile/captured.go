@@ -148,9 +148,8 @@ func (p *proxy) capturedOutbound(b *resources) {
 	}
 	slices.SortFunc(chains, func(x, y *listenerv3.FilterChain) int { return strings.Compare(x.Name, y.Name) })
 	// On loopback: only what this machine redirects arrives here.
-	l := listener("outbound", corev3.TrafficDirection_OUTBOUND, accesslog.StatOutbound,
+	l := captureListener("outbound", corev3.TrafficDirection_OUTBOUND, accesslog.StatOutbound,
 		p.both(netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), OutboundPort)...)
-	l.ListenerFilters = originalDst()
 	l.AccessLog = append(l.AccessLog, unmatched(accesslog.OutboundListener))
 	l.FilterChains = chains
 	if len(chains) == 0 {

@@ -29,12 +29,17 @@ func newCluster(name string, mark bool) *clusterv3.Cluster {
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
 	}
 	if mark {
-		const solSocket, soMark = 1, 36 // asm-generic/socket.h
-		c.UpstreamBindConfig = &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{{
-			Description: "not to be captured again", Level: solSocket, Name: soMark, State: corev3.SocketOption_STATE_PREBIND,
-			Value: &corev3.SocketOption_IntValue{IntValue: Mark}}}}
+		c.UpstreamBindConfig = &corev3.BindConfig{SocketOptions: marked("not to be captured again")}
 	}
 	return c
+}
+
+// marked are the socket options by which capture knows what is the proxy's.
+func marked(why string) []*corev3.SocketOption {
+	const solSocket, soMark = 1, 36 // asm-generic/socket.h
+	return []*corev3.SocketOption{{
+		Description: why, Level: solSocket, Name: soMark, State: corev3.SocketOption_STATE_PREBIND,
+		Value: &corev3.SocketOption_IntValue{IntValue: Mark}}}
 }
 
 // appCluster leads to the program, in plaintext, on loopback.

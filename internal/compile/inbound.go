@@ -93,9 +93,8 @@ func (p *proxy) explicitInbound(b *resources) {
 // capturedInbound is one listener with a chain for each port; a connection to
 // any other port finds none, is closed, and is counted.
 func (p *proxy) capturedInbound(b *resources) {
-	l := listener("inbound", corev3.TrafficDirection_INBOUND, accesslog.StatInbound,
+	l := captureListener("inbound", corev3.TrafficDirection_INBOUND, accesslog.StatInbound,
 		p.both(netip.IPv4Unspecified(), netip.IPv6Unspecified(), InboundPort)...)
-	l.ListenerFilters = originalDst()
 	l.AccessLog = append(l.AccessLog, unmatched(accesslog.InboundListener))
 	for _, in := range p.inbound {
 		chain := p.inboundChain(in)

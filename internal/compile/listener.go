@@ -42,6 +42,15 @@ func keepalive() *corev3.TcpKeepalive {
 	}
 }
 
+// captureListener takes what is redirected to its port. By its mark capture
+// knows it from another program's that took the port while no proxy ran.
+func captureListener(name string, direction corev3.TrafficDirection, stat string, at ...netip.AddrPort) *listenerv3.Listener {
+	l := listener(name, direction, stat, at...)
+	l.SocketOptions = marked("the proxy's own")
+	l.ListenerFilters = originalDst()
+	return l
+}
+
 // originalDst restores the address that a captured connection was made to,
 // by which its filter chain is found.
 func originalDst() []*listenerv3.ListenerFilter {

@@ -135,7 +135,7 @@ type subjects struct{ catalog *catalog.Catalog }
 // Compile is a proxy's whole configuration.
 func (s subjects) Compile(node string, subject *nodev1.Subject) ([]*distribute.Resource, error) {
 	snapshot, _ := s.catalog.Snapshot()
-	return compile.Proxy(snapshot, subject, compile.Options{TrustDomain: snapshot.TrustDomain, Node: node})
+	return compile.Proxy(snapshot, subject, compile.Options{TrustDomain: snapshot.TrustDomain, Node: node, NoIPv6: subject.GetNoIpv6()})
 }
 
 // Entry is one registration entry as a node sees it.

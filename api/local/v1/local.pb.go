@@ -237,7 +237,9 @@ type SessionStart struct {
 	// the process that opened it may, for the same child.
 	Resume string `protobuf:"bytes,10,opt,name=resume,proto3" json:"resume,omitempty"`
 	// With resume: the Envoy that runs now; 0 is none.
-	EnvoyPid      int32 `protobuf:"varint,11,opt,name=envoy_pid,json=envoyPid,proto3" json:"envoy_pid,omitempty"`
+	EnvoyPid int32 `protobuf:"varint,11,opt,name=envoy_pid,json=envoyPid,proto3" json:"envoy_pid,omitempty"`
+	// IPv6 is off in the network namespace of child and Envoy.
+	NoIpv6        bool `protobuf:"varint,12,opt,name=no_ipv6,json=noIpv6,proto3" json:"no_ipv6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -347,6 +349,13 @@ func (x *SessionStart) GetEnvoyPid() int32 {
 		return x.EnvoyPid
 	}
 	return 0
+}
+
+func (x *SessionStart) GetNoIpv6() bool {
+	if x != nil {
+		return x.NoIpv6
+	}
+	return false
 }
 
 type EnvoyStarted struct {
@@ -1784,7 +1793,7 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x1a:\n" +
 	"\fPacketsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8c\x03\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa5\x03\n" +
 	"\fSessionStart\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tchild_pid\x18\x02 \x01(\x05R\bchildPid\x12\x17\n" +
@@ -1797,7 +1806,8 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\tenvoy_uid\x18\t \x01(\rR\benvoyUid\x12\x16\n" +
 	"\x06resume\x18\n" +
 	" \x01(\tR\x06resume\x12\x1b\n" +
-	"\tenvoy_pid\x18\v \x01(\x05R\benvoyPid\" \n" +
+	"\tenvoy_pid\x18\v \x01(\x05R\benvoyPid\x12\x17\n" +
+	"\ano_ipv6\x18\f \x01(\bR\x06noIpv6\" \n" +
 	"\fEnvoyStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\x10\n" +
 	"\x0eProgramStarted\"m\n" +

@@ -1997,7 +1997,9 @@ type Subject struct {
 	Outbound []*Outbound `protobuf:"bytes,6,rep,name=outbound,proto3" json:"outbound,omitempty"`
 	// What the agent holds of this subject from an earlier stream (type URL,
 	// name, hash). Only differences are sent, and held bodies not again.
-	Held          []*ResourceVersion `protobuf:"bytes,7,rep,name=held,proto3" json:"held,omitempty"`
+	Held []*ResourceVersion `protobuf:"bytes,7,rep,name=held,proto3" json:"held,omitempty"`
+	// Capture mode: IPv6 is off where the proxy runs, and ::1 cannot be bound.
+	NoIpv6        bool `protobuf:"varint,8,opt,name=no_ipv6,json=noIpv6,proto3" json:"no_ipv6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2079,6 +2081,13 @@ func (x *Subject) GetHeld() []*ResourceVersion {
 		return x.Held
 	}
 	return nil
+}
+
+func (x *Subject) GetNoIpv6() bool {
+	if x != nil {
+		return x.NoIpv6
+	}
+	return false
 }
 
 type Inbound struct {
@@ -3326,7 +3335,7 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x0fSignJWTResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12&\n" +
 	"\x0fexpires_at_unix\x18\x02 \x01(\x03R\rexpiresAtUnix\x12$\n" +
-	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\"\x9c\x02\n" +
+	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\"\xb5\x02\n" +
 	"\aSubject\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
@@ -3334,7 +3343,8 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\x0e2\x16.legation.node.v1.ModeR\x04mode\x123\n" +
 	"\ainbound\x18\x05 \x03(\v2\x19.legation.node.v1.InboundR\ainbound\x126\n" +
 	"\boutbound\x18\x06 \x03(\v2\x1a.legation.node.v1.OutboundR\boutbound\x125\n" +
-	"\x04held\x18\a \x03(\v2!.legation.node.v1.ResourceVersionR\x04held\"3\n" +
+	"\x04held\x18\a \x03(\v2!.legation.node.v1.ResourceVersionR\x04held\x12\x17\n" +
+	"\ano_ipv6\x18\b \x01(\bR\x06noIpv6\"3\n" +
 	"\aInbound\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\"P\n" +

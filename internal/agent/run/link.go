@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
@@ -44,6 +46,7 @@ func (s *session) open(ctx, startCtx context.Context) (err error) {
 	start := &localv1.SessionStart{
 		ChildPid: int32(s.child.cmd.Process.Pid), ExecFd: fdExec, ExecPath: s.child.path,
 		Mode: s.Mode, Inbound: s.Inbound, Outbound: s.Outbound, SpiffeId: s.SPIFFEID, EnvoyUid: s.envoyUID(),
+		NoIpv6: noIPv6(),
 	}
 	if s.attested != nil {
 		start.Resume, start.SpiffeId, start.EnvoyPid = s.attested.Session, s.attested.SpiffeId, int32(s.proxy.PID())
@@ -180,4 +183,10 @@ func (s *session) read(ctx context.Context) error {
 			s.closeSockets(ctx, m.Close)
 		}
 	}
+}
+
+// noIPv6 reports whether ::1 cannot be bound in this network namespace.
+func noIPv6() bool {
+	raw, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+	return err != nil || strings.TrimSpace(string(raw)) != "0"
 }

@@ -118,7 +118,7 @@ func (s *session) run(ctx context.Context) (int, error) {
 
 	var rules *capture.Rules
 	if s.Mode == nodev1.Mode_MODE_CAPTURE {
-		if rules, err = capture.Install(capture.Params{AllowUDPPorts: append([]uint16{53}, s.AllowUDP...)}); err != nil {
+		if rules, err = capture.Install(capture.Params{AllowUDPPorts: append([]uint16{53}, s.AllowUDP...), MarkedListeners: true}); err != nil {
 			return 1, err
 		}
 		// The rules outlive the proxy, and on a crash of this process also

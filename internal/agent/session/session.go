@@ -250,7 +250,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 	run(func() error { return sn.watchServed(ctx) })
 	sn.server.p.Link.WatchSubject(&nodev1.Subject{
 		Id: sn.id, Entry: sn.entry.Name, SpiffeId: sn.entry.SpiffeId,
-		Mode: sn.start.Mode, Inbound: sn.start.Inbound, Outbound: sn.start.Outbound,
+		Mode: sn.start.Mode, Inbound: sn.start.Inbound, Outbound: sn.start.Outbound, NoIpv6: sn.start.NoIpv6,
 	})
 	return &group
 }
