@@ -213,6 +213,7 @@ func (a *agent) delivered(subscriber, spiffeID string, crl map[string]uint64) {
 }
 
 func (a *agent) run(ctx context.Context) error {
+	// Before any part runs: an address in use ends nothing halfway.
 	public, err := unixsocket.Listen(a.cfg.Socket, 0o666)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
@@ -223,10 +224,24 @@ func (a *agent) run(ctx context.Context) error {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
 	defer private.Close()
+	secrets, err := listen("sds.listen", a.cfg.SDS.Listen)
+	if err != nil {
+		return err
+	}
+	if secrets != nil {
+		defer secrets.Close()
+	}
+	metrics, err := listen("metrics", a.cfg.Metrics)
+	if err != nil {
+		return err
+	}
+	if metrics != nil {
+		defer metrics.Close()
+	}
 	if err := a.sessions.Sweep(); err != nil {
 		return fmt.Errorf("runDir: %w", err)
 	}
-	doors, err := a.doors()
+	open, err := a.doors(public, private, secrets)
 	if err != nil {
 		return err
 	}
@@ -242,33 +257,36 @@ func (a *agent) run(ctx context.Context) error {
 	part("link", a.link.Run)
 	part("svid", a.manager.Run)
 	part("attest", a.attestor.Run)
-	part("socket", func(context.Context) error { return doors.public.Serve(public) })
-	part("admin socket", func(context.Context) error { return doors.owner.Serve(private) })
+	for _, d := range open {
+		part(d.name, func(context.Context) error { return d.server.Serve(d.listener) })
+	}
 	part("shutdown", func(ctx context.Context) error {
 		<-ctx.Done()
 		a.sessions.Close()
-		doors.public.Stop()
-		doors.owner.Stop()
+		stop(open)
 		a.sessions.Wait()
 		a.envoys.wait()
 		a.sds.Wait()
 		return nil
 	})
-	if a.cfg.SDS.Listen != "" {
-		part("sds.listen", a.serveTCP)
-	}
-	if a.cfg.Metrics != "" {
-		l, err := net.Listen("tcp", a.cfg.Metrics)
-		if err != nil {
-			doors.public.Stop()
-			doors.owner.Stop()
-			return fault.New(fault.Invalid, "metrics: %w", err)
-		}
+	if metrics != nil {
 		h := &telemetry.HTTP{Gatherer: a.metrics, Ready: a.ready, Extra: map[string]http.Handler{"GET /metrics/envoy": http.HandlerFunc(a.envoyMetrics)}}
-		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, l) })
+		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, metrics) })
 	}
-	a.log.Info("agent serves", "trust_domain", a.td.Name(), "socket", a.cfg.Socket, "admin_socket", a.cfg.AdminSocket, "version", version.Version, "took", time.Since(a.started).Round(time.Millisecond))
+	a.log.Info("agent serves", "trust_domain", a.td.Name(), "socket", a.cfg.Socket, "sds_listen", a.cfg.SDS.Listen, "admin_socket", a.cfg.AdminSocket, "version", version.Version, "took", time.Since(a.started).Round(time.Millisecond))
 	return group.Wait()
+}
+
+// listen is nil without an address.
+func listen(key, address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%s: %w", key, err)
+	}
+	return l, nil
 }
 
 // ready is nil once secrets can be served, from the control plane or from the

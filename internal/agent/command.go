@@ -109,8 +109,7 @@ directory. Flags override the configuration file.`,
 		}
 		log := telemetry.NewLogger(os.Stderr, cfg.Log)
 		ctx, cancel := context.WithCancel(cmd.Context())
-		defer cancel()
-		telemetry.OnHangup(ctx, func() {
+		wait := telemetry.OnHangup(ctx, func() {
 			next, err := load()
 			if err != nil {
 				log.Error("the new configuration is refused; the old one stays", "error", err)
@@ -123,6 +122,7 @@ directory. Flags override the configuration file.`,
 			}
 			log.Info("configuration read again")
 		})
+		defer func() { cancel(); wait() }()
 		return Run(ctx, cfg, log.Logger)
 	}
 	return c

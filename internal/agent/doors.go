@@ -6,20 +6,39 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
+	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	"github.com/legation-io/legation/internal/agent/envoy"
 	"github.com/legation-io/legation/internal/agent/sds"
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/callers"
+	"github.com/legation-io/legation/internal/cutoff"
 	"github.com/legation-io/legation/internal/fault"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// doors are the agent's two gRPC servers: for everybody on this machine, and
-// for its owner.
-type doors struct{ public, owner *grpc.Server }
+// door is one of the agent's gRPC servers: for everybody on this machine, for
+// its owner, and, where configured, SDS over TCP.
+type door struct {
+	name     string
+	server   *grpc.Server
+	listener *cutoff.Listener
+}
+
+// stop ends every call. No handler runs when it returns.
+func stop(doors []door) {
+	var stopping sync.WaitGroup
+	for _, d := range doors {
+		stopping.Go(func() {
+			d.listener.Cut()
+			d.server.Stop()
+		})
+	}
+	stopping.Wait()
+}
 
 // publicMatrix is who may call what on the public socket.
 func publicMatrix() (*callers.Matrix, error) {
@@ -30,42 +49,45 @@ func (a *agent) refusedCall(_ context.Context, method string, i callers.Identity
 	a.log.Warn("call refused", "audit", true, "method", method, "caller", i.String(), "error", err)
 }
 
-func (a *agent) doors() (*doors, error) {
+// doors makes the servers; secrets may be nil.
+func (a *agent) doors(public, owner, secrets net.Listener) ([]door, error) {
 	matrix, err := publicMatrix()
 	if err != nil {
 		return nil, err
 	}
-	d := &doors{}
 	unary, stream := matrix.Interceptors(callers.As(callers.Workload), a.refusedCall)
-	d.public = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(a.attestor)), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
-	a.api.Register(d.public)
-	a.sds.Register(d.public)
-	localv1.RegisterSessionsServer(d.public, a.sessions)
+	everybody := grpc.NewServer(append(doorOptions(), grpc.Creds(workload.NewCredentials(a.attestor)), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	a.api.Register(everybody)
+	a.sds.Register(everybody)
+	localv1.RegisterSessionsServer(everybody, a.sessions)
 
 	unary, stream = matrix.Interceptors(callers.As(callers.Owner), a.refusedCall)
-	d.owner = grpc.NewServer(grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))
-	localv1.RegisterAgentAdminServer(d.owner, &agentAdmin{agent: a})
-	for _, g := range []*grpc.Server{d.public, d.owner} {
+	admin := grpc.NewServer(append(doorOptions(), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	localv1.RegisterAgentAdminServer(admin, &agentAdmin{agent: a})
+	for _, g := range []*grpc.Server{everybody, admin} {
 		if err := matrix.CheckRegistered(g.GetServiceInfo()); err != nil {
 			return nil, err
 		}
 	}
-	return d, nil
+	list := []door{{"socket", everybody, cutoff.New(public)}, {"admin socket", admin, cutoff.New(owner)}}
+	if secrets != nil {
+		g, err := a.overTCP()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, door{"sds.listen", g, cutoff.New(secrets)})
+	}
+	return list, nil
 }
 
-// serveTCP is SDS over loopback TCP with TLS, for Envoys configured with a
+// overTCP is SDS over loopback TCP with TLS, for Envoys configured with a
 // host and port. The server shows the node's own certificate; who calls is
 // told by the kernel: exactly one live process must hold the other end,
 // before and after attestation.
-func (a *agent) serveTCP(ctx context.Context) error {
-	l, err := net.Listen("tcp", a.cfg.SDS.Listen)
-	if err != nil {
-		return fault.New(fault.Invalid, "listen: %w", err)
-	}
-	defer l.Close()
+func (a *agent) overTCP() (*grpc.Server, error) {
 	matrix, err := callers.New(nil, callers.SDS, callers.ADS)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	unary, stream := matrix.Interceptors(callers.As(callers.Workload), a.refusedCall)
 	config := &tls.Config{
@@ -78,22 +100,17 @@ func (a *agent) serveTCP(ctx context.Context) error {
 			return id.TLS(), nil
 		},
 	}
-	g := grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewTLSCredentials(a.attestor, config)), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+	g := grpc.NewServer(append(doorOptions(), grpc.Creds(workload.NewTLSCredentials(a.attestor, config)), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
 	a.sds.Register(g)
-	stopped := make(chan struct{})
-	go func() { // ends with ctx
-		defer close(stopped)
-		<-ctx.Done()
-		g.Stop()
-	}()
-	a.log.Info("SDS over TCP serves", "listen", l.Addr().String())
-	err = g.Serve(l)
-	if ctx.Err() != nil {
-		<-stopped
-		return nil
-	}
-	return err
+	return g, matrix.CheckRegistered(g.GetServiceInfo())
 }
+
+// doorOptions bound what a local process may cost before it has said anything.
+func doorOptions() []grpc.ServerOption {
+	return append(sds.ServerOptions(), grpc.ConnectionTimeout(handshakeTimeout))
+}
+
+const handshakeTimeout = 10 * time.Second
 
 // envoyMetrics passes on the statistics of every session's Envoy, each with
 // its session as a label.

@@ -40,7 +40,7 @@ type envoyConn struct {
 	pid      int32
 	id       string                       // SPIFFE ID of its first identity; "" until it has one
 	reason   error                        // why it has none now
-	crl      map[string]uint64            // version of a secret -> CRL number of its time
+	crl      map[string]uint64            // version of a validation context -> CRL number in it
 	missing  map[string]string            // name asked for and not served -> why
 	statuses map[string]distribute.Status // by secret name
 	certs    map[string]served            // by secret name
@@ -141,9 +141,6 @@ func (d *envoyDoor) publish(ctx context.Context, conn *envoyConn, scope distribu
 			conn.id = u.SVIDs[0].ID.String()
 		}
 		none := conn.id == ""
-		if len(conn.crl) > 64 {
-			conn.crl = map[string]uint64{}
-		}
 		names := sds.Names(u, sds.SecretNames{})
 		conn.held = u.SVIDs
 		conn.certs = make(map[string]served, len(names))
@@ -151,11 +148,14 @@ func (d *envoyDoor) publish(ctx context.Context, conn *envoyConn, scope distribu
 			if none {
 				continue
 			}
-			conn.crl[r.Version] = number
+			if isContext(r.Name) {
+				conn.crl[r.Version] = number
+			}
 			if v := names[r.Name]; v != nil {
 				conn.certs[r.Name] = served{r.Version, v}
 			}
 		}
+		conn.forgetOldLocked()
 		d.mu.Unlock()
 		if !none {
 			d.engine.Replace(scope, resources)
@@ -163,6 +163,27 @@ func (d *envoyDoor) publish(ctx context.Context, conn *envoyConn, scope distribu
 		}
 		conn.firstOnce.Do(func() { close(conn.first) })
 	})
+}
+
+// maxVersions bounds how many versions of validation contexts are known of.
+const maxVersions = 64
+
+// forgetOldLocked drops the oldest versions, save those that are in use: an
+// Envoy that acknowledges nothing holds its last good ones for as long.
+func (c *envoyConn) forgetOldLocked() {
+	if len(c.crl) <= maxVersions {
+		return
+	}
+	used := map[string]bool{}
+	for _, st := range c.statuses {
+		used[st.Acked], used[st.Sent] = true, true
+	}
+	versions := slices.SortedFunc(maps.Keys(c.crl), func(a, b string) int { return cmp.Compare(c.crl[a], c.crl[b]) })
+	for _, v := range versions[:len(versions)-maxVersions/2] {
+		if !used[v] {
+			delete(c.crl, v)
+		}
+	}
 }
 
 // settle tells the manager which certificates this Envoy presents: those it

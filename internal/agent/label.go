@@ -11,7 +11,11 @@ type labelWriter struct {
 	w     io.Writer
 	label []byte // session="…"
 	line  []byte
+	long  bool // the line is longer than any sample, and left out
 }
+
+// maxSample bounds one line: what an Envoy says is not ours.
+const maxSample = 64 << 10
 
 func labelled(w io.Writer, session string) io.Writer {
 	return &labelWriter{w: w, label: []byte(`session="` + session + `"`)}
@@ -22,10 +26,10 @@ func (l *labelWriter) Write(p []byte) (int, error) {
 	for {
 		i := bytes.IndexByte(p, '\n')
 		if i < 0 {
-			l.line = append(l.line, p...)
+			l.add(p)
 			return written, nil
 		}
-		l.line = append(l.line, p[:i]...)
+		l.add(p[:i])
 		if err := l.flush(); err != nil {
 			return 0, err
 		}
@@ -33,16 +37,22 @@ func (l *labelWriter) Write(p []byte) (int, error) {
 	}
 }
 
+func (l *labelWriter) add(p []byte) {
+	if l.long = l.long || len(l.line)+len(p) > maxSample; !l.long {
+		l.line = append(l.line, p...)
+	}
+}
+
 func (l *labelWriter) flush() error {
-	line := l.line
-	l.line = l.line[:0]
-	if len(line) == 0 || line[0] == '#' {
+	line, long := l.line, l.long
+	l.line, l.long = l.line[:0], false
+	if long || len(line) == 0 || line[0] == '#' {
 		return nil
 	}
 	var out []byte
 	if i := bytes.IndexByte(line, '{'); i >= 0 {
 		out = append(append(append(out, line[:i+1]...), l.label...), ',')
-		if line[i+1] == '}' {
+		if i+1 < len(line) && line[i+1] == '}' {
 			out = out[:len(out)-1]
 		}
 		out = append(out, line[i+1:]...)

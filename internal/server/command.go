@@ -73,8 +73,7 @@ restart is named in the log.`,
 		}
 		log := telemetry.NewLogger(os.Stderr, cfg.Log)
 		ctx, cancel := context.WithCancel(cmd.Context())
-		defer cancel()
-		telemetry.OnHangup(ctx, func() {
+		wait := telemetry.OnHangup(ctx, func() {
 			next, err := load()
 			if err != nil {
 				log.Error("the new configuration is refused; the old one stays", "error", err)
@@ -87,6 +86,7 @@ restart is named in the log.`,
 			}
 			log.Info("configuration read again")
 		})
+		defer func() { cancel(); wait() }()
 		return Run(ctx, cfg, log.Logger, nil)
 	}
 	return c

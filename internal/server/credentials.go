@@ -18,6 +18,7 @@ import (
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/sdk/chaincheck"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
 )
 
 // credentials are the server's own identity, kept renewed, and the verifier
@@ -93,36 +94,41 @@ func (cr *credentials) renew(ctx context.Context) error {
 	return nil
 }
 
-// run renews at half life and follows the authority.
+// run renews at half life and follows the authority. Neither waits for the
+// other: who was revoked is refused also while nothing can be signed.
 func (cr *credentials) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return cr.follow(ctx) })
+	group.Go(func() error { return cr.keep(ctx) })
+	return group.Wait()
+}
+
+// between is the least time between two attempts to renew, be it that one
+// failed or that what was got is short-lived.
+const between = 10 * time.Second
+
+func (cr *credentials) keep(ctx context.Context) error {
 	for {
 		leaf := cr.cert.Load().Leaf
 		half := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
-		wait, stop := context.WithCancel(ctx)
-		due := make(chan struct{})
-		go func() { // ends with wait
-			if clock.Until(wait, cr.clock, half) == nil {
-				close(due)
-			}
-		}()
-		err := cr.until(ctx, due)
-		stop()
-		if err != nil {
+		if err := clock.Until(ctx, cr.clock, half); err != nil {
 			return err
 		}
 		if err := cr.renew(ctx); err != nil {
 			cr.log.Error("own certificate not renewed; trying again", "ends", leaf.NotAfter, "error", err)
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(10 * time.Second):
-			}
+		}
+		pause := time.NewTimer(between)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return ctx.Err()
+		case <-pause.C:
 		}
 	}
 }
 
-// until follows the authority's state until due.
-func (cr *credentials) until(ctx context.Context, due <-chan struct{}) error {
+// follow verifies by the authority's newest state.
+func (cr *credentials) follow(ctx context.Context) error {
 	for {
 		state, changed := cr.authority.State()
 		if err := cr.trust(state); err != nil {
@@ -131,8 +137,6 @@ func (cr *credentials) until(ctx context.Context, due <-chan struct{}) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-due:
-			return nil
 		case <-changed:
 		}
 	}

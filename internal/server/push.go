@@ -28,8 +28,8 @@ type pusher struct {
 	log       *slog.Logger
 }
 
-// trust pushes bundle, CRL, revocations and heartbeats. Revocations precede
-// the CRL in one step, so that no agent has a CRL whose reason it lacks.
+// trust pushes bundle, CRL, revocations and heartbeats, as of one moment. An
+// agent is told the CRL first and then what it is for (package node).
 func (p *pusher) trust(ctx context.Context) error {
 	for {
 		state, changed := p.authority.State()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/legation-io/legation/internal/callers"
 	"github.com/legation-io/legation/internal/catalog"
 	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/cutoff"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/durable"
 	"github.com/legation-io/legation/internal/fault"
@@ -192,18 +194,27 @@ func (s *server) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "listen: %w", err)
 	}
-	defer tcp.Close()
+	agents := cutoff.New(tcp)
+	defer agents.Close()
 	local, err := unixsocket.Listen(s.cfg.AdminSocket, 0o600)
 	if err != nil {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
-	defer local.Close()
+	people := cutoff.New(local)
+	defer people.Close()
+	var metrics net.Listener // before any part runs: a port in use ends nothing halfway
+	if s.cfg.Metrics != "" {
+		if metrics, err = net.Listen("tcp", s.cfg.Metrics); err != nil {
+			return fault.New(fault.Invalid, "metrics: %w", err)
+		}
+		defer metrics.Close()
+	}
 
 	unary, stream := matrix.Interceptors(s.classify, refused)
 	peers := newPeers(grpccreds.NewTLS(s.creds.config()), s.revoked)
 	remote := grpc.NewServer(append(s.nodes.ServerOptions(), grpc.Creds(peers), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
 	unary, stream = matrix.Interceptors(callers.As(callers.Owner), refused)
-	owner := grpc.NewServer(grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream), grpc.MaxRecvMsgSize(80<<20))
+	owner := grpc.NewServer(grpc.WaitForHandlers(true), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream), grpc.MaxRecvMsgSize(80<<20))
 	healthy := health.NewServer()
 	s.nodes.Register(remote)
 	for _, g := range []*grpc.Server{remote, owner} {
@@ -239,26 +250,21 @@ func (s *server) run(ctx context.Context, ready func()) error {
 			return fault.New(fault.Unavailable, "the store stopped; its log says why")
 		}
 	})
-	part("agents' port", func(context.Context) error { return remote.Serve(tcp) })
-	part("admin socket", func(context.Context) error { return owner.Serve(local) })
+	part("agents' port", func(context.Context) error { return remote.Serve(agents) })
+	part("admin socket", func(context.Context) error { return owner.Serve(people) })
 	part("shutdown", func(ctx context.Context) error {
 		<-ctx.Done()
 		healthy.Shutdown()
-		stopGracefully(owner)
-		stopGracefully(remote)
+		var stopping sync.WaitGroup
+		stopping.Go(func() { stopGracefully(owner, people) })
+		stopping.Go(func() { stopGracefully(remote, agents) })
+		stopping.Wait()
 		s.nodes.Wait()
 		return nil
 	})
-	if s.cfg.Metrics != "" {
-		l, err := net.Listen("tcp", s.cfg.Metrics)
-		if err != nil {
-			healthy.Shutdown()
-			owner.Stop()
-			remote.Stop()
-			return fault.New(fault.Invalid, "metrics: %w", err)
-		}
+	if metrics != nil {
 		h := &telemetry.HTTP{Gatherer: s.metrics, Ready: func() error { return s.ready(ctx) }}
-		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, l) })
+		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, metrics) })
 	}
 	s.log.Info("control plane serves", "trust_domain", s.td.Name(), "listen", tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket, "version", version.Version, "took", time.Since(s.started).Round(time.Millisecond))
 	if ready != nil {
@@ -288,9 +294,12 @@ func (s *server) ready(ctx context.Context) error {
 	return nil
 }
 
-// stopGracefully lets calls end, briefly: streams never do.
-func stopGracefully(g *grpc.Server) {
-	timer := time.AfterFunc(500*time.Millisecond, g.Stop)
+// stopGracefully lets calls end, briefly: streams never do. No handler runs
+// when it returns.
+func stopGracefully(g *grpc.Server, l *cutoff.Listener) {
+	timer := time.AfterFunc(grace, func() { l.Cut(); g.Stop() })
 	defer timer.Stop()
 	g.GracefulStop()
 }
+
+const grace = 500 * time.Millisecond

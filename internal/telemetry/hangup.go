@@ -7,11 +7,14 @@ import (
 	"syscall"
 )
 
-// OnHangup calls f at each SIGHUP until ctx ends.
-func OnHangup(ctx context.Context, f func()) {
+// OnHangup calls f at each SIGHUP until ctx ends. The function it returns
+// waits until no call runs any more; call it when ctx has ended.
+func OnHangup(ctx context.Context, f func()) (wait func()) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	go func() { // ends with ctx
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		defer signal.Stop(hup)
 		for {
 			select {
@@ -22,4 +25,5 @@ func OnHangup(ctx context.Context, f func()) {
 			}
 		}
 	}()
+	return func() { <-done }
 }

@@ -45,19 +45,22 @@ func (h *HTTP) Serve(ctx context.Context, l net.Listener) error {
 		mux.Handle(p, handler)
 	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	ctx, cancel := context.WithCancel(ctx)
 	stopped := make(chan struct{})
-	go func() {
+	go func() { // waited for below
 		defer close(stopped)
 		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = srv.Shutdown(grace)
+		grace, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer done()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
 	}()
 	err := srv.Serve(l)
-	if !errors.Is(err, http.ErrServerClosed) {
-		srv.Close()
-		return err // stopped is not waited for: ctx ends with this error
+	if errors.Is(err, http.ErrServerClosed) {
+		err = ctx.Err()
 	}
+	cancel()
 	<-stopped
-	return ctx.Err()
+	return err
 }

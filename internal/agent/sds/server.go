@@ -100,9 +100,11 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 }
 
 // ServerOptions bound what a caller may send, and what an idle one costs:
-// gRPC's own buffers would be 64 KB per connection.
+// gRPC's own buffers would be 64 KB per connection. A server made with them
+// stops when its handlers have returned; then Wait is sound.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(1024),
 		grpc.ReadBufferSize(4 << 10),
 	}

@@ -28,7 +28,11 @@ type tlsTransport struct {
 }
 
 func (t tlsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	tcp, ok := raw.(*net.TCPConn)
+	kernels := raw
+	if w, ok := raw.(interface{ NetConn() net.Conn }); ok { // a limiting or counting wrapper
+		kernels = w.NetConn()
+	}
+	tcp, ok := kernels.(*net.TCPConn)
 	if !ok {
 		raw.Close()
 		return nil, nil, fault.New(fault.Denied, "a %T is not a TCP connection", raw)
