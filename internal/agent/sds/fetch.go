@@ -16,7 +16,7 @@ func (s *Server) FetchSecrets(ctx context.Context, m *discoveryv3.DiscoveryReque
 	at, err := s.p.Authorise(ctx)
 	if err != nil {
 		s.metrics.denied.Inc()
-		s.p.Log.Warn("call denied", "protocol", "unary", "error", err)
+		s.warn(s.p.Log, "denied", "call denied", "protocol", "unary", "error", err)
 		return nil, fault.GRPC(err)
 	}
 	if at.Closed != nil {
@@ -24,7 +24,7 @@ func (s *Server) FetchSecrets(ctx context.Context, m *discoveryv3.DiscoveryReque
 	}
 	r, err := s.fetch(at, m)
 	if err != nil {
-		s.p.Log.Warn("unary fetch refused", "subscriber", at.Subscriber, "error", err)
+		s.warn(s.p.Log, "fetch", "unary fetch refused", "subscriber", at.Subscriber, "error", err)
 		return nil, fault.GRPC(err)
 	}
 	return r, nil

@@ -42,7 +42,7 @@ func (p *peer) refusal(typ string, detail *status.Status) string {
 	if reason == "" {
 		reason = "refused without a reason"
 	}
-	p.log.Warn("the proxy refused an update and keeps what it had", "type", typ, "reason", reason)
+	p.server.warn(p.log, "nack "+typ, "the proxy refused an update and keeps what it had", "type", typ, "reason", reason)
 	return reason
 }
 
@@ -56,7 +56,7 @@ func (p *peer) missing(r *distribute.Response) {
 		}
 		p.explained[key] = struct{}{}
 		p.server.metrics.missing.Inc()
-		p.log.Warn("a name that was asked for cannot be served; the stream stays open and gets it when it exists",
+		p.server.warn(p.log, "missing "+name, "a name that was asked for cannot be served; the stream stays open and gets it when it exists",
 			"type", r.Type, "name", name, "reason", p.at.explain(r.Type, name))
 	}
 }

@@ -11,11 +11,13 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 )
@@ -75,6 +77,7 @@ type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	p       Params
 	metrics *Metrics
+	talk    *telemetry.Sampler // callers decide how often they are refused
 	readers sync.WaitGroup
 }
 
@@ -89,7 +92,7 @@ func New(p Params) *Server {
 	if p.Metrics == nil {
 		p.Metrics = NewMetrics(p.Registerer)
 	}
-	return &Server{p: p, metrics: p.Metrics}
+	return &Server{p: p, metrics: p.Metrics, talk: telemetry.NewSampler(20, time.Minute)}
 }
 
 // Register adds ADS and SDS to a gRPC server, which should have been made
@@ -140,7 +143,7 @@ func (s *Server) run(ctx context.Context, d door) error {
 	at, err := s.p.Authorise(ctx)
 	if err != nil {
 		s.metrics.denied.Inc()
-		s.p.Log.Warn("stream denied", "protocol", d.protocol, "error", err)
+		s.warn(s.p.Log, "denied", "stream denied", "protocol", d.protocol, "error", err)
 		return fault.GRPC(err)
 	}
 	if at.Closed != nil {
@@ -200,12 +203,26 @@ func (s *Server) run(ctx context.Context, d door) error {
 			err = nil
 		}
 		if fault.Is(err, fault.Limited) || fault.Is(err, fault.Denied) || fault.Is(err, fault.Invalid) {
-			p.log.Warn("stream ended", "error", err)
+			s.warn(p.log, "ended", "stream ended", "error", err)
 		} else {
 			p.log.Debug("stream ended", "error", err)
 		}
 		return fault.GRPC(err)
 	}
+}
+
+// warn logs what a caller can bring about at will: a sample of each kind, with
+// how many were left out.
+func (s *Server) warn(log *slog.Logger, kind, text string, args ...any) {
+	level := slog.LevelWarn
+	ok, left := s.talk.Allow(kind)
+	if !ok {
+		level = slog.LevelDebug
+	}
+	if left > 0 {
+		args = append(args, "left_out", left)
+	}
+	log.Log(context.Background(), level, text, args...)
 }
 
 // rank is the order in which an Envoy warms: secrets before who needs them,
