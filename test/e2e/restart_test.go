@@ -3,6 +3,8 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -98,11 +100,31 @@ func (p *pair) revoke(args ...string) revocation {
 	return r
 }
 
+// cached waits until what the agent has is in its sealed cache: nothing was
+// written there for longer than it waits before it writes.
+func (p *pair) cached() {
+	p.Helper()
+	world.Until(p, world.Patience, "the sealed cache is written", func() error {
+		files, err := filepath.Glob(filepath.Join(p.node.DataDir, "cache", "*.sealed"))
+		if err != nil || len(files) < 3 {
+			return fmt.Errorf("so far %v, %v", files, err)
+		}
+		for _, f := range files {
+			st, err := os.Stat(f)
+			if err != nil || time.Since(st.ModTime()) < time.Second {
+				return fmt.Errorf("%s is being written: %v", f, err)
+			}
+		}
+		return nil
+	})
+}
+
 func TestWithoutAControlPlaneEverythingGoesOn(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	watcher := p.Run("watcher", []string{p.As("alice"), "watch", p.node.Socket})
 	watcher.Says("svid " + world.ID("alice"))
+	p.cached()
 	p.Server.Kill()
 	if err := p.get(); err != nil {
 		t.Fatalf("while the control plane is away: %v", err)

@@ -17,8 +17,10 @@ import (
 
 const (
 	viewName = "view"
-	// saveDelay lets a storm be one write.
+	// saveDelay lets a storm be one write; the first change after some rest
+	// waits for saveSoon only.
 	saveDelay = 500 * time.Millisecond
+	saveSoon  = 20 * time.Millisecond
 	saveAgain = 10 * time.Second // after a failure
 )
 
@@ -122,6 +124,7 @@ func (l *Link) save(ctx context.Context) error {
 }
 
 func (l *Link) saveFile(ctx context.Context, f file) error {
+	var last time.Time
 	for {
 		select {
 		case <-f.unsave:
@@ -129,11 +132,15 @@ func (l *Link) saveFile(ctx context.Context, f file) error {
 			return ctx.Err()
 		}
 		delay := saveDelay
+		if time.Since(last) > saveDelay {
+			delay = saveSoon
+		}
 		for {
 			if err := l.wait(ctx, delay); err != nil {
 				raise(f.unsave) // flush writes it
 				return err
 			}
+			last = time.Now()
 			if l.write(f) {
 				break
 			}
