@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -36,6 +37,11 @@ func TestMetricsAreTheDocumentedOnes(t *testing.T) {
 		return nil
 	})
 	s.Must("revoke", "spiffe://example.org/ns/default/sa/other", "--wait", "1s")
+
+	code, text, err := get(a.Metrics, "/metrics/envoy?filter=server.live|downstream_cx_total")
+	if err != nil || code != http.StatusOK || !regexp.MustCompile(`(?m)^envoy_server_live\{session="[0-9a-f]{12}"\} 1$`).MatchString(text) {
+		t.Errorf("the Envoys' own statistics: %d %v\n%s", code, err, text)
+	}
 
 	docs, source := documented(t), inSource(t)
 	for _, program := range []struct{ name, addr string }{{"legation", s.Metrics}, {"legation-agent", a.Metrics}} {

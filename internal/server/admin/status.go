@@ -9,6 +9,7 @@ import (
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
+	"github.com/legation-io/legation/internal/acks"
 	"github.com/legation-io/legation/internal/attest/node/registry"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/ledger"
@@ -106,11 +107,11 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 	for kind, n := range snapshot.Counts() {
 		r.Resources[kind] = uint32(n)
 	}
-	var presented []string
+	var wrong []string
 	for _, sub := range s.p.Acks.Subscribers("") {
 		r.Subscribers++
-		if c := sub.Served; c != nil && !sub.Away && c.IssuedSerial != "" && c.Serial != c.IssuedSerial {
-			presented = append(presented, fmt.Sprintf("%s on %s (%s) presents certificate %.16s although it acknowledged %.16s; on the node, legation status --node says what to do", sub.Name, sub.Node, c.SpiffeId, c.Serial, c.IssuedSerial))
+		if line := presented(sub); line != "" {
+			wrong = append(wrong, line)
 		}
 		for _, st := range sub.States {
 			if st.Error != "" || st.SentVersion != st.AckedVersion {
@@ -118,7 +119,7 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 			}
 		}
 	}
-	r.Problems = append(s.problems(now, r), presented...)
+	r.Problems = append(s.problems(now, r), wrong...)
 	for _, id := range slices.Sorted(maps.Keys(state.Blocked)) {
 		r.Problems = append(r.Problems, fmt.Sprintf("%s is revoked and gets no certificate until somebody lifts that: legation lift %s", id, id))
 	}
@@ -166,4 +167,14 @@ func days(d time.Duration) string {
 		return d.Round(time.Minute).String()
 	}
 	return fmt.Sprintf("%d days", d/(24*time.Hour))
+}
+
+// presented says what is wrong with the certificate that a subscriber was seen
+// to present; "" is nothing. What a node that is away serves is not known.
+func presented(sub acks.Subscriber) string {
+	c := sub.Served
+	if c == nil || sub.Away || c.IssuedSerial == "" || c.Serial == c.IssuedSerial {
+		return ""
+	}
+	return fmt.Sprintf("%s on %s (%s) presents certificate %.16s although it acknowledged %.16s; on the node, legation status --node says what to do", sub.Name, sub.Node, c.SpiffeId, c.Serial, c.IssuedSerial)
 }
