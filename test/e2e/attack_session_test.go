@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bufio"
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,4 +96,33 @@ func TestOneUserCannotTakeAllSessionsOfANode(t *testing.T) {
 	if out := attack(n, w, "--at-once", "270"); strings.Count(out, "attested") != 256 || !strings.Contains(out, "uid "+nobody+" has 256 sessions already, its limit") {
 		t.Errorf("%d sessions, want 256 and then a refusal:\n%.600s", strings.Count(out, "attested"), out)
 	}
+}
+
+// A34: 3,000 connections of one user, who says nothing on any.
+func TestA34OneUserCannotTakeAllConnectionsOfAnAgent(t *testing.T) {
+	t.Parallel()
+	w := world.Start(t)
+	n := w.Join("n1")
+	cmd := exec.Command("setpriv", "--reuid", nobody, "--regid", nobody, "--clear-groups", world.Tool(w, "attacker"), "--socket", n.Socket, "--silent", "3000")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stdin.Close()
+		_ = cmd.Wait()
+	}()
+	line, _ := bufio.NewReader(stdout).ReadString('\n')
+	kept := -1
+	if _, err := fmt.Sscanf(line, "kept %d", &kept); err != nil || kept > 2048 {
+		t.Errorf("the agent keeps %d connections of one user (%q), want at most 2048", kept, line)
+	}
+	me(t, w, n) // another user is served meanwhile
 }

@@ -75,6 +75,9 @@ type session struct {
 // socketName is where an Envoy finds its agent, in the session's folder.
 const socketName = "envoy.sock"
 
+// connections to one session's socket: its Envoy has one for each worker.
+const connections = 512
+
 // runs: the program runs already, and its Envoy.
 func (sn *session) runs() bool { return sn.start.Resume != "" }
 
@@ -218,7 +221,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 		Engine: sn.server.p.Engine, Log: sn.log, Metrics: sn.server.p.SDS,
 		Authorise: func(ctx context.Context) (*sds.Attachment, error) { return sn.authorise(ctx) },
 	})
-	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewCredentials(sn.server.p.Attestor)), grpc.ChainStreamInterceptor(sn.guardLogs))...)
+	sn.grpc = grpc.NewServer(append(sds.ServerOptions(), grpc.Creds(workload.NewLimitedCredentials(sn.server.p.Attestor, connections)), grpc.ChainStreamInterceptor(sn.guardLogs))...)
 	xds.Register(sn.grpc)
 	accesslogv3.RegisterAccessLogServiceServer(sn.grpc, sn.logs)
 	run := func(f func() error) {

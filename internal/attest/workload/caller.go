@@ -18,13 +18,13 @@ import (
 //
 // The identity is that of the process that connected. What is not covered: a
 // process that connects, hands a copy of the socket to a second one and then
-// executes another program is attested as that program, if its uid did not
-// change. Only processes of the same uid can do so, and they could also trace
-// that program.
+// executes another program is attested as that program, if its uid and gid did
+// not change. Only processes of the same uid can do so, and they could also trace
+// that program, unless it is one that they may execute and not read.
 type Caller struct {
 	a   *Attestor
 	pid int32
-	// sameUID refuses a process that changed its uid since it connected.
+	// sameUID refuses a process that changed its uid or gid since it connected.
 	sameUID bool
 	tcp     *tcpPeer // nil unless it called over loopback
 
@@ -235,7 +235,7 @@ func (c *Caller) Close() {
 // ended or runs something else: attest again or end the connection.
 func (c *Caller) Recheck() error {
 	c.mu.RLock()
-	was, uid := c.exe, c.uid
+	was, uid, gid := c.exe, c.uid, c.gid
 	c.mu.RUnlock()
 	if was == nil {
 		return fault.New(fault.Denied, "the process (pid %d) was not attested yet", c.pid)
@@ -260,6 +260,8 @@ func (c *Caller) Recheck() error {
 		return fault.New(fault.Denied, "the process (pid %d) executed another program since it was attested; connect again", c.pid)
 	case status.uid != uid:
 		return fault.New(fault.Denied, "the process (pid %d) changed its uid from %d to %d since it connected; connect again", c.pid, uid, status.uid)
+	case status.gid != gid:
+		return fault.New(fault.Denied, "the process (pid %d) changed its gid from %d to %d since it connected; connect again", c.pid, gid, status.gid)
 	}
 	return nil
 }

@@ -162,17 +162,19 @@ func TestA20TheIdentityIsThatOfTheProcessThatConnected(t *testing.T) {
 		if os.Geteuid() != 0 {
 			t.Fatal("needs root")
 		}
-		p := start(t, "setuid")
-		c := p.mustCaller(a)
-		if _, err := c.Selectors(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		p.proceed("done")
-		if err := c.Recheck(); !fault.Is(err, fault.Denied) {
-			t.Errorf("Recheck: %v", err)
-		}
-		if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
-			t.Errorf("Selectors: %v", err)
+		for _, mode := range []string{"setuid", "setgid"} {
+			p := start(t, mode)
+			c := p.mustCaller(a)
+			if _, err := c.Selectors(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p.proceed("done")
+			if err := c.Recheck(); !fault.Is(err, fault.Denied) {
+				t.Errorf("%s: Recheck: %v", mode, err)
+			}
+			if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+				t.Errorf("%s: Selectors: %v", mode, err)
+			}
 		}
 	})
 }

@@ -72,6 +72,10 @@ func helper(mode, socket string) error {
 		if err := syscall.Setuid(65534); err != nil {
 			return err
 		}
+	case "setgid":
+		if err := syscall.Setgid(65534); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("unknown mode %q", mode)
 	}

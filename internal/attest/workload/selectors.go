@@ -119,6 +119,10 @@ func (c *Caller) readSelectors(exec *os.File, path string) (all []Selector, agai
 	if uid := c.UID(); c.sameUID && st.uid != uid {
 		return nil, false, fault.New(fault.Denied, "the process (pid %d) connected as uid %d and runs as uid %d now; connect again", c.pid, uid, st.uid)
 	}
+	// By executing a set-gid program, with a copy of the connection elsewhere.
+	if gid := c.GID(); c.sameUID && st.gid != gid {
+		return nil, false, fault.New(fault.Denied, "the process (pid %d) connected as gid %d and runs as gid %d now; connect again", c.pid, gid, st.gid)
+	}
 	c.mu.Lock()
 	c.exe = &executable
 	if !c.sameUID {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/limit"
 )
 
 // tlsHandshake bounds a caller that connects and says nothing.
@@ -19,12 +20,13 @@ const tlsHandshake = 10 * time.Second
 // that it alone holds the socket. Handlers find it with FromContext. The client proves nothing by TLS;
 // it is the client that verifies us.
 func NewTLSCredentials(a *Attestor, config *tls.Config) credentials.TransportCredentials {
-	return tlsTransport{attestor: a, config: config}
+	return tlsTransport{attestor: a, config: config, slots: limit.NewSlots(ConnectionsPerUID())}
 }
 
 type tlsTransport struct {
 	attestor *Attestor
 	config   *tls.Config
+	slots    *limit.Slots // by uid
 }
 
 func (t tlsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -43,17 +45,24 @@ func (t tlsTransport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		raw.Close()
 		return nil, nil, err
 	}
+	release, err := take(t.slots, caller)
+	if err != nil {
+		caller.Close()
+		raw.Close()
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), tlsHandshake)
 	defer cancel()
 	conn := tls.Server(raw, t.config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		caller.Close()
 		raw.Close()
+		release()
 		return nil, nil, err
 	}
 	info := AuthInfo{Caller: caller}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return &callerConn{conn, caller}, info, nil
+	return &callerConn{conn, caller, release}, info, nil
 }
 
 func (tlsTransport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -1,13 +1,16 @@
 // Command attacker is an unprivileged program on a node that lies to its
 // agent: about the child whose session it opens, about what that child will
 // execute, about whose Envoy it is. It prints one line for each try:
-// "attested <SPIFFE ID> <session>", or "refused: <reason>".
+// "attested <SPIFFE ID> <session>", or "refused: <reason>". Or it merely takes
+// all connections.
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +36,7 @@ var (
 	tries    = flag.Int("tries", 1, "sessions to be opened, one after the other")
 	atOnce   = flag.Int("at-once", 1, "sessions to be held open at once")
 	swap     = flag.String("swap", "", "put a link to this file where a session's socket is made")
+	silent   = flag.Int("silent", 0, "connect so often, say nothing, and print how many connections the agent keeps")
 	runDir   = flag.String("run-dir", "", "folder of sessions, for swap")
 )
 
@@ -47,6 +51,9 @@ func main() {
 func attack() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Second)
 	defer cancel()
+	if *silent > 0 {
+		return beSilent()
+	}
 	var stop atomic.Bool
 	defer stop.Store(true)
 	if *swap != "" {
@@ -157,4 +164,28 @@ func swapper(stop *atomic.Bool) {
 			}
 		}
 	}
+}
+
+// beSilent prints "kept <n>" and holds the connections until its input ends.
+func beSilent() error {
+	var conns []net.Conn
+	for range *silent {
+		conn, err := net.Dial("unix", *socket)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, conn)
+	}
+	time.Sleep(time.Second) // for the agent to have looked at all
+	kept := 0
+	for _, conn := range conns {
+		_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		_, err := io.Copy(io.Discard, conn) // a gRPC server speaks first
+		if e, ok := err.(net.Error); ok && e.Timeout() {
+			kept++
+		}
+	}
+	fmt.Println("kept", kept)
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return nil
 }
