@@ -140,8 +140,10 @@ func runCommand(code *int, unwatch func()) *cobra.Command {
 		Long: `Run starts PROGRAM in a session of this node's agent: the program is attested
 before its first instruction, gets an identity, and its traffic goes through
 an Envoy of its own, which requires and verifies mutual TLS. The program
-starts once the Envoy holds its certificate. Signals are forwarded; the exit
-code is the program's.
+starts once the Envoy holds its certificate. Signals are forwarded (at a
+terminal the keys' own signals reach the program directly); the exit code is
+the program's. As root, --user runs it as somebody else: a program without
+root's capabilities can neither take its proxy's key nor leave the capture.
 
 With explicit ports (no root needed) the program connects to local ports, told
 by --outbound and by LEGATION_OUTBOUND_<SERVICE> in its environment, and is
@@ -186,6 +188,7 @@ IPv6, and what nothing names is refused.`,
 	f.UintSliceVar(&udp, "allow-udp", nil, "with --capture: UDP port the program may send to, besides DNS (53)")
 	f.StringVar(&o.Envoy, "envoy", "", "Envoy binary (default: LEGATION_ENVOY, then PATH)")
 	f.Uint32Var(&o.EnvoyUID, "envoy-uid", run.DefaultEnvoyUID, "as root: the user id Envoy runs as")
+	f.StringVar(&o.User, "user", "", "as root: whom the program runs as, NAME or UID[:GID]")
 	f.IntVar(&o.Concurrency, "envoy-concurrency", 2, "Envoy's worker threads")
 	f.DurationVar(&o.ReadyTimeout, "ready-timeout", 30*time.Second, "how long the program waits for its identity")
 	f.DurationVar(&o.DrainTime, "drain-time", 5*time.Second, "how long open connections may finish once the program has ended")

@@ -40,7 +40,7 @@ func TestASessionPassesOnHowItsProgramEnded(t *testing.T) {
 		{"a script with #! runs by its interpreter", []string{script, "hello"}, 23, "from the script: hello"},
 		{"a script with env runs by the interpreter that env would find", []string{viaEnv}, 24, ""},
 		{"a program that does not exist is 127", []string{w.Path("nothing")}, 127, "no such file"},
-		{"a program that may not be executed is 127", []string{none}, 127, "permission denied"},
+		{"a program that may not be executed is 126", []string{none}, 126, "permission denied"},
 		{"a program that the kernel refuses is 126", []string{broken}, 126, "exec format error"},
 		{"an interpreter that does not exist is 127", []string{noInterpreter}, 127, "/no/such/shell"},
 		{"a program that dies by a signal is 128 and the signal", []string{"/bin/sh", "-c", "kill -9 $$"}, 137, ""},

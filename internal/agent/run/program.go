@@ -104,12 +104,14 @@ type child struct {
 	gate *os.File // write end: go
 	fail *os.File // read end: why exec failed
 	path string
+	// shares: it is in our process group, and a terminal's signals reach it.
+	shares bool
 }
 
-// stop starts the waiting child: it has its final uid, namespaces and
+// startStopped starts the waiting child: it has its final uid, namespaces and
 // cgroup, and executes nothing of the program yet. The caller must keep the
 // OS thread (the child dies with it).
-func startStopped(r resolved, env []string) (*child, error) {
+func startStopped(r resolved, as *account, env []string) (*child, error) {
 	file, err := os.Open(r.path)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "program: %w", err)
@@ -132,22 +134,17 @@ func startStopped(r resolved, env []string) (*child, error) {
 	cmd.Env = env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{file, goRead, failWrite}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if tty(os.Stdin) {
-		cmd.SysProcAttr.Foreground = true
-		cmd.SysProcAttr.Ctty = int(os.Stdin.Fd())
+	shares := foreground()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !shares, Pdeathsig: syscall.SIGKILL}
+	if as != nil {
+		cmd.SysProcAttr.Credential = &as.credential
 	}
 	if err := cmd.Start(); err != nil {
 		goWrite.Close()
 		failRead.Close()
 		return nil, fmt.Errorf("start %s: %w", r.path, err)
 	}
-	return &child{cmd: cmd, gate: goWrite, fail: failRead, path: r.path}, nil
-}
-
-func tty(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+	return &child{cmd: cmd, gate: goWrite, fail: failRead, path: r.path, shares: shares}, nil
 }
 
 // release lets the child become the program and waits until it has.

@@ -7,12 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -40,6 +41,9 @@ type Options struct {
 	Concurrency int
 	// EnvoyUID is the uid Envoy runs as when this is root; 0 is DefaultEnvoyUID.
 	EnvoyUID uint32
+	// User is whom the program runs as when this is root: NAME or UID[:GID];
+	// empty is root itself.
+	User string
 	// AllowUDP are destination ports a captured program may send UDP to,
 	// besides DNS.
 	AllowUDP []uint16
@@ -78,7 +82,11 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 	}
 	program, err := resolve(argv)
 	if err != nil {
-		return 127, err
+		return notRun(err), err
+	}
+	as, err := o.account()
+	if err != nil {
+		return 1, err
 	}
 	if err := allocate(o.Inbound, o.Outbound); err != nil {
 		return 1, err
@@ -91,7 +99,7 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 		return 1, err
 	}
 	o.Envoy = binary
-	c, err := startStopped(program, append(os.Environ(), addresses(o.Outbound)...))
+	c, err := startStopped(program, as, as.environment(append(os.Environ(), addresses(o.Outbound)...)))
 	if err != nil {
 		return 1, err
 	}
@@ -108,11 +116,16 @@ func (s *session) run(ctx context.Context) (int, error) {
 			s.child.abandon()
 		}
 	}()
+	signals, unlisten := s.listen()
+	defer unlisten()
+	interrupt, stopInterrupt := interruptible(ctx, signals)
+	stopInterrupt = sync.OnceFunc(stopInterrupt)
+	defer stopInterrupt()
 	var err error
-	startCtx, stopStart := context.WithTimeoutCause(ctx, s.ReadyTimeout, fault.New(fault.Unavailable, "no identity and no configured proxy within %s; see: legation why --pid %d, and the agent's log", s.ReadyTimeout, s.child.cmd.Process.Pid))
+	startCtx, stopStart := context.WithTimeoutCause(interrupt, s.ReadyTimeout, fault.New(fault.Unavailable, "no identity and no configured proxy within %s; see: legation why --pid %d, and the agent's log", s.ReadyTimeout, s.child.cmd.Process.Pid))
 	defer stopStart()
 	if err := s.open(ctx, startCtx); err != nil {
-		return 1, err
+		return notStarted(err), err
 	}
 	s.Log.Info("attested", "spiffe_id", s.attested.SpiffeId, "entry", s.attested.Entry, "session", s.attested.Session)
 
@@ -145,16 +158,18 @@ func (s *session) run(ctx context.Context) (int, error) {
 	}
 
 	if err := s.waitReady(startCtx, gctx); err != nil {
-		return 1, cause(err, group, cancel)
+		err = cause(err, group, cancel)
+		return notStarted(err), err
 	}
 	stopStart()
+	stopInterrupt()
 	if err := s.child.release(); err != nil {
 		return 126, err
 	}
 	s.running.Store(true)
 	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Program{Program: &localv1.ProgramStarted{}}})
 	s.Log.Info("program started", "pid", s.child.cmd.Process.Pid, "path", s.child.path, "took", time.Since(s.begun).Round(time.Millisecond))
-	return s.wait(ctx, gctx)
+	return s.wait(ctx, gctx, signals)
 }
 
 // cause prefers the reason a part of the session ended over the wait it ended.
@@ -173,14 +188,14 @@ func ignoreCancel(err error) error {
 	return err
 }
 
-func (s *session) envoyUID() uint32 {
+func (o *Options) envoyUID() uint32 {
 	if os.Geteuid() != 0 {
 		return uint32(os.Geteuid())
 	}
-	if s.EnvoyUID == 0 {
+	if o.EnvoyUID == 0 {
 		return DefaultEnvoyUID
 	}
-	return s.EnvoyUID
+	return o.EnvoyUID
 }
 
 func (s *session) envoyParams() envoy.ProcessParams {
@@ -301,10 +316,7 @@ func (s *session) serving(ctx context.Context) error {
 }
 
 // wait forwards signals until the program ends, then drains.
-func (s *session) wait(ctx, gctx context.Context) (int, error) {
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
-	defer signal.Stop(signals)
+func (s *session) wait(ctx, gctx context.Context, signals <-chan os.Signal) (int, error) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.child.cmd.Wait() }() // ends with the program
 	var lost error
@@ -312,7 +324,7 @@ func (s *session) wait(ctx, gctx context.Context) (int, error) {
 	for {
 		select {
 		case sig := <-signals:
-			_ = s.child.cmd.Process.Signal(sig)
+			s.forward(sig)
 		case <-ctx.Done():
 			_ = s.child.cmd.Process.Signal(syscall.SIGTERM)
 			ctx = context.WithoutCancel(ctx)
@@ -330,6 +342,23 @@ func (s *session) wait(ctx, gctx context.Context) (int, error) {
 			return exitCode(err), lost
 		}
 	}
+}
+
+// notRun is the exit code of a shell for a program that cannot be run.
+func notRun(err error) int {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EISDIR) {
+		return 126
+	}
+	return 127
+}
+
+// notStarted is the exit code when the session did not get as far.
+func notStarted(err error) int {
+	var interrupted errInterrupted
+	if errors.As(err, &interrupted) {
+		return 128 + int(interrupted.signal)
+	}
+	return 1
 }
 
 // exitCode is what a shell would report.
