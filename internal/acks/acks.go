@@ -142,6 +142,10 @@ func (s *Session) Apply(req *nodev1.ReportRequest) error {
 			continue
 		}
 		sub.class, sub.spiffeID = state.GetClass(), state.GetSpiffeId()
+		if state.GetSentVersion() == "" && state.GetAckedVersion() == "" && state.GetError() == "" {
+			delete(sub.states, key) // it holds nothing of that name any more
+			continue
+		}
 		sub.states[key] = state
 	}
 	for _, served := range req.GetServed() {

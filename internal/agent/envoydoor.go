@@ -286,7 +286,14 @@ func (d *envoyDoor) onStatus(list []distribute.Status) {
 		if st.Sent != "" {
 			delete(conn.missing, st.Name)
 		}
-		conn.statuses[st.Name] = st
+		if _, told := conn.statuses[st.Name]; st.Gone() && !told {
+			continue // a name that is not served: who asks for many costs nothing
+		}
+		if st.Gone() {
+			delete(conn.statuses, st.Name)
+		} else {
+			conn.statuses[st.Name] = st
+		}
 		moved[conn] = true
 		lines = append(lines, conn.line(st))
 	}

@@ -83,3 +83,7 @@ type Status struct {
 	Error      string    // why the last sent version was refused; "" is not refused
 	Since      time.Time // of the last transition between sent, acked, refused
 }
+
+// Gone reports that the subscriber holds nothing of the name and has nothing
+// to answer: a ledger need not keep the line.
+func (s Status) Gone() bool { return s.Sent == "" && s.Acked == "" && s.Error == "" }

@@ -39,18 +39,24 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 		close(now)
 		changed = now
 	}
-	var unnamed []*nodev1.Revocation // first round done, second due
+	var unnamed []round // first round done, second due; by date
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-timer.C:
-			for _, r := range unnamed {
-				sn.endUnnamed(r)
+		case now := <-timer.C:
+			for len(unnamed) > 0 && !now.Before(unnamed[0].due) {
+				sn.endUnnamed(ctx, unnamed[0].of)
+				unnamed = unnamed[1:]
 			}
-			unnamed = nil
+			if len(unnamed) > 0 {
+				timer.Reset(time.Until(unnamed[0].due))
+			}
+			continue
+		case <-sn.lately:
+			sn.endLate(ctx)
 			continue
 		case <-changed:
 		}
@@ -60,9 +66,10 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 		for id, r := range view.Revocations {
 			if !known[id] {
 				known[id], fresh = true, true
-				if sn.endKnown(r, arrived) {
-					unnamed = append(unnamed, r)
-					timer.Reset(grace)
+				if sn.endKnown(ctx, r, arrived) {
+					if unnamed = append(unnamed, round{r, time.Now().Add(grace)}); len(unnamed) == 1 {
+						timer.Reset(grace)
+					}
 				}
 			}
 		}
@@ -70,6 +77,7 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 			for id := range known {
 				if view.Revocations[id] == nil {
 					delete(known, id)
+					sn.forgetEnding(id)
 				}
 			}
 		}
@@ -77,6 +85,20 @@ func (sn *session) watchRevocations(ctx context.Context) error {
 			sn.rememberKnown(known)
 		}
 	}
+}
+
+// round is when a revocation's second round is due.
+type round struct {
+	of  *nodev1.Revocation
+	due time.Time
+}
+
+// forgetEnding drops what a parent never answered about a revocation that is
+// no more.
+func (sn *session) forgetEnding(id string) {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	delete(sn.closing, id)
 }
 
 // knownRevocations need no more be carried out: what was there before the
@@ -123,7 +145,7 @@ func hits(r *nodev1.Revocation, own string) func(*envoy.Connection) bool {
 
 // endKnown ends the connections that are known to be hit, and has the parent
 // remember which others there are. It reports false without an Envoy.
-func (sn *session) endKnown(r *nodev1.Revocation, arrived time.Time) bool {
+func (sn *session) endKnown(ctx context.Context, r *nodev1.Revocation, arrived time.Time) bool {
 	var pairs []*localv1.SocketPair
 	for _, c := range sn.logs.Table.Open(hits(r, sn.spiffeID())) {
 		pairs = append(pairs, pairOf(c.Pair()))
@@ -140,13 +162,13 @@ func (sn *session) endKnown(r *nodev1.Revocation, arrived time.Time) bool {
 	if len(pairs) > 0 {
 		sn.log.Info("revocation: ending connections", "revocation", r.Id, "of", r.SpiffeId, "connections", len(pairs))
 	}
-	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: pairs, InboundPorts: sn.inboundPorts()}))
+	sn.sendAll(ctx, closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Sockets: pairs, InboundPorts: sn.inboundPorts()}))
 	return true
 }
 
 // endUnnamed ends accepted connections that were there when the revocation
 // came and whose peer is still not known, or turned out to be hit.
-func (sn *session) endUnnamed(r *nodev1.Revocation) {
+func (sn *session) endUnnamed(ctx context.Context, r *nodev1.Revocation) {
 	hit := hits(r, sn.spiffeID())
 	var keep []*localv1.SocketPair
 	for _, c := range sn.logs.Table.Open(func(c *envoy.Connection) bool { return c.Direction == envoy.Inbound && !hit(c) }) {
@@ -155,7 +177,7 @@ func (sn *session) endUnnamed(r *nodev1.Revocation) {
 	sn.mu.Lock()
 	pid := sn.envoyPID
 	sn.mu.Unlock()
-	sn.send(closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Unnamed: true, Keep: keep}))
+	sn.sendAll(ctx, closeMessage(&localv1.CloseSockets{Id: r.Id, EnvoyPid: pid, Unnamed: true, Keep: keep}))
 }
 
 // connected ends a connection that came to be while its peer's revocation
@@ -169,18 +191,32 @@ func (sn *session) connected(c *envoy.Connection) {
 	if !revoked {
 		return
 	}
+	sn.log.Warn("a revoked peer connected before the CRL was in force; its connection is ended", "peer", c.PeerID, "serial", c.PeerSerial)
 	sn.mu.Lock()
-	pid := sn.envoyPID
+	sn.late[id] = append(sn.late[id], pairOf(c.Pair()))
 	sn.mu.Unlock()
-	sn.log.Warn("a revoked peer connected before the CRL was in force; ended", "peer", c.PeerID, "serial", c.PeerSerial)
-	sn.send(closeMessage(&localv1.CloseSockets{Id: id, EnvoyPid: pid, Sockets: []*localv1.SocketPair{pairOf(c.Pair())}}))
+	select { // whoever reads the log does not wait for the parent
+	case sn.lately <- struct{}{}:
+	default:
+	}
+}
+
+// endLate ends what connected found.
+func (sn *session) endLate(ctx context.Context) {
+	sn.mu.Lock()
+	late, pid := sn.late, sn.envoyPID
+	sn.late = map[string][]*localv1.SocketPair{}
+	sn.mu.Unlock()
+	for id, pairs := range late {
+		sn.sendAll(ctx, closeMessage(&localv1.CloseSockets{Id: id, EnvoyPid: pid, Sockets: pairs}))
+	}
 }
 
 // revokedSerials finds a revocation by serial. The index is made again only
 // when the revocations are others: Views share what did not change.
 type revokedSerials struct {
-	mu  sync.Mutex // guards what follows
-	of  uintptr    // identity of the map that was indexed
+	mu  sync.Mutex                    // guards what follows
+	of  map[string]*nodev1.Revocation // what was indexed, held so that no other map takes its place
 	ids map[string]string
 }
 
@@ -190,8 +226,8 @@ func (s *revokedSerials) lookup(revocations map[string]*nodev1.Revocation, seria
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if at := reflect.ValueOf(revocations).Pointer(); s.ids == nil || s.of != at {
-		s.of, s.ids = at, map[string]string{}
+	if s.ids == nil || reflect.ValueOf(s.of).Pointer() != reflect.ValueOf(revocations).Pointer() {
+		s.of, s.ids = revocations, map[string]string{}
 		for id, r := range revocations {
 			for _, serial := range r.Serials {
 				s.ids[envoy.Serial(serial)] = id

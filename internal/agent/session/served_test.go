@@ -62,7 +62,7 @@ func TestWhatAnEnvoyPresentsIsComparedWithWhatItWasGiven(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	s := New(Params{Link: out, Clock: clock.System, Registerer: reg})
 	serial := func(n int64) string { return big.NewInt(n).Text(16) }
-	sn := &session{server: s, id: "one", dir: dir, log: slog.New(slog.DiscardHandler), out: make(chan *localv1.SessionResponse, 8),
+	sn := &session{visible: true, server: s, id: "one", dir: dir, log: slog.New(slog.DiscardHandler), out: make(chan *localv1.SessionResponse, 8),
 		entry: &nodev1.Entry{SpiffeId: "spiffe://example.org/a"}, envoyPID: 1, look: make(chan struct{}, 1), presents: &svid.SVID{Serial: serial(0xabc)}}
 	if err := s.add(sn); err != nil {
 		t.Fatal(err)

@@ -130,7 +130,7 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 		server: s, start: start, run: caller, runPID: caller.PID(), runUID: caller.UID(),
 		out: make(chan *localv1.SessionResponse, 64), configured: make(chan struct{}, 1),
 		acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
-		ready: make(chan struct{}), look: make(chan struct{}, 1), closing: map[string]*ending{},
+		ready: make(chan struct{}), look: make(chan struct{}, 1), lately: make(chan struct{}, 1), closing: map[string]*ending{}, late: map[string][]*localv1.SocketPair{},
 	}
 	if err := s.name(sn); err != nil {
 		return err
@@ -144,8 +144,9 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	}
 	defer sn.end()
 
-	read := make(chan error, 1)
-	go func() { // ends with the stream
+	s.begun(sn)
+	said, read := make(chan *localv1.SessionRequest), make(chan error, 1)
+	s.running.Go(func() { // ends with the stream, which ends when this call returns
 		for {
 			m, err := stream.Recv()
 			if err != nil {
@@ -155,9 +156,12 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 				read <- err
 				return
 			}
-			sn.handle(ctx, m, cancel)
+			select {
+			case said <- m:
+			case <-ctx.Done():
+			}
 		}
-	}()
+	})
 	group := sn.serve(ctx, cancel)
 	defer group.Wait()
 	defer cancel(nil)
@@ -170,6 +174,8 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 			if err := stream.Send(m); err != nil {
 				return err
 			}
+		case m := <-said:
+			sn.handle(m, cancel)
 		case err := <-read:
 			return err
 		case <-ctx.Done():
@@ -243,6 +249,13 @@ func (s *Server) add(sn *session) error {
 	return nil
 }
 
+// begun lets others see the session: what begin sets stands.
+func (s *Server) begun(sn *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn.visible = true
+}
+
 func (s *Server) remove(sn *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,7 +265,10 @@ func (s *Server) remove(sn *session) {
 func (s *Server) get(id string) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sessions[id]
+	if sn := s.sessions[id]; sn != nil && sn.visible {
+		return sn
+	}
+	return nil
 }
 
 func (s *Server) all() []*session {
@@ -260,7 +276,9 @@ func (s *Server) all() []*session {
 	defer s.mu.Unlock()
 	list := make([]*session, 0, len(s.sessions))
 	for _, sn := range s.sessions {
-		list = append(list, sn)
+		if sn.visible {
+			list = append(list, sn)
+		}
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].id < list[j].id })
 	return list

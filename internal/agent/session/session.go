@@ -16,6 +16,7 @@ import (
 	"github.com/legation-io/legation/internal/agent/sds"
 	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/attest/workload"
+	"github.com/legation-io/legation/internal/cutoff"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
 	"google.golang.org/grpc"
@@ -41,6 +42,8 @@ type session struct {
 	configured chan struct{} // one token: a change of the configuration came in
 	record     *record       // as it is on disk; after begin of watchRevocations alone
 
+	visible bool // guarded by Server.mu: begin is done
+
 	// Set by begin, then read only.
 	child    *workload.Caller
 	entry    *nodev1.Entry
@@ -53,6 +56,7 @@ type session struct {
 	readyOnce sync.Once
 	ready     chan struct{}
 	look      chan struct{} // one token: see what Envoy presents
+	lately    chan struct{} // one token: late is not empty
 
 	mu       sync.Mutex // guards what follows
 	envoyPID int32
@@ -70,6 +74,7 @@ type session struct {
 	captured       map[string]uint64 // packets by rule of the capture
 	captureProblem string
 	closing        map[string]*ending
+	late           map[string][]*localv1.SocketPair // connections of revoked peers, by revocation
 }
 
 // socketName is where an Envoy finds its agent, in the session's folder.
@@ -240,7 +245,9 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 				return err
 			}
 		}
-		return sn.grpc.Serve(l)
+		open := cutoff.New(l)
+		defer context.AfterFunc(ctx, open.Cut)() // whoever says nothing does not hold the end up
+		return sn.grpc.Serve(open)
 	})
 	run(func() error { // ends the server with the session
 		<-ctx.Done()
@@ -418,7 +425,7 @@ func (sn *session) end() {
 }
 
 // handle takes a message of the session's parent.
-func (sn *session) handle(ctx context.Context, m *localv1.SessionRequest, cancel context.CancelCauseFunc) {
+func (sn *session) handle(m *localv1.SessionRequest, cancel context.CancelCauseFunc) {
 	switch m := m.Message.(type) {
 	case *localv1.SessionRequest_Envoy:
 		sn.mu.Lock()
@@ -444,6 +451,14 @@ func (sn *session) handle(ctx context.Context, m *localv1.SessionRequest, cancel
 func (sn *session) warn(text string) {
 	sn.log.Warn(text)
 	sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Warning{Warning: text}})
+}
+
+// sendAll waits until the parent takes what must not be lost, or ctx ends.
+func (sn *session) sendAll(ctx context.Context, m *localv1.SessionResponse) {
+	select {
+	case sn.out <- m:
+	case <-ctx.Done():
+	}
 }
 
 // send queues for the parent. A parent that does not read loses its session

@@ -19,6 +19,9 @@ func (sn *session) configure(changes []distribute.Change) {
 	sn.told = true
 	for i, c := range changes {
 		changes[i].Scope = sn.configScope()
+		if c.Resource == nil {
+			delete(sn.statuses, statusKey{c.Type, c.Name})
+		}
 		if c.Type != typeListener {
 			continue
 		}
@@ -44,7 +47,11 @@ func (sn *session) noteConfigured() {
 // status takes one line of the local ledger and passes it on.
 func (sn *session) status(st distribute.Status) {
 	sn.mu.Lock()
-	sn.statuses[statusKey{st.Type, st.Name}] = st
+	if key := (statusKey{st.Type, st.Name}); st.Gone() {
+		delete(sn.statuses, key)
+	} else {
+		sn.statuses[key] = st
+	}
 	if st.Type == sds.TypeSecret && st.Name == "ROOTCA" && st.Acked != "" {
 		sn.crl = max(sn.crl, sn.acked[st.Acked])
 		if n := sn.acked[st.Acked]; len(sn.acked) > 8 { // older versions never come back
