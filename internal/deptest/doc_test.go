@@ -3,8 +3,12 @@ package deptest
 import (
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
 	"strings"
 	"testing"
 )
@@ -35,9 +39,11 @@ func table() string {
 	return b.String()
 }
 
-func TestTheArchitecturePageHasThisMap(t *testing.T) {
-	const begin, end = "<!-- map: begin -->\n", "<!-- map: end -->"
-	path := filepath.Join(root(t), "docs", "architecture.md")
+// section replaces, or compares, what stands between two marks of a page.
+func section(t *testing.T, page, name, want string) {
+	t.Helper()
+	begin, end := "<!-- "+name+": begin -->\n", "<!-- "+name+": end -->"
+	path := filepath.Join(root(t), "docs", page)
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -47,14 +53,130 @@ func TestTheArchitecturePageHasThisMap(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatalf("%s has no %q … %q", path, begin, end)
 	}
-	want := head + begin + table() + end + tail
-	if want == string(raw) {
+	whole := head + begin + want + end + tail
+	if whole == string(raw) {
 		return
 	}
 	if !*update {
-		t.Fatal("docs/architecture.md does not show the map of internal/deptest/map.go; write it: go test ./internal/deptest -update")
+		t.Fatalf("docs/%s: its section %q is behind the code; write it: go test ./internal/deptest -update", page, name)
 	}
-	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(whole), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestTheArchitecturePageHasThisMap(t *testing.T) {
+	section(t, "architecture.md", "map", table())
+}
+
+// testNames are all tests of the repository: name to files below its root.
+func testNames(t *testing.T) map[string][]string {
+	t.Helper()
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	names := map[string][]string{}
+	err := filepath.WalkDir(root(t), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "tools" || d.Name() == "bin" || strings.HasPrefix(d.Name(), ".") && d.Name() != ".") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		below, err := filepath.Rel(root(t), path)
+		for _, m := range declared.FindAllSubmatch(raw, -1) {
+			names[string(m[1])] = append(names[string(m[1])], below)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+var attackID = regexp.MustCompile(`A\d\d`)
+
+// attackIDs are the ids in a test's name: TestA10A51NoRPC… has two.
+func attackIDs(test string) []string {
+	rest, _ := strings.CutPrefix(test, "Test")
+	var ids []string
+	for len(rest) >= 3 && attackID.MatchString(rest[:3]) {
+		ids, rest = append(ids, rest[:3]), rest[3:]
+	}
+	return ids
+}
+
+func TestTheSecurityPageHasEveryAttackWithItsTests(t *testing.T) {
+	names := testNames(t)
+	by := map[string][]string{}
+	for name := range names {
+		for _, id := range attackIDs(name) {
+			by[id] = append(by[id], name)
+		}
+	}
+	var b strings.Builder
+	b.WriteString("| id | attack | tests | open |\n|---|---|---|---|\n")
+	rows := map[string]bool{}
+	for _, a := range Attacks {
+		rows[a.ID] = true
+		tests := append([]string{}, by[a.ID]...)
+		sort.Strings(tests)
+		for _, also := range a.Also {
+			if names[also] == nil {
+				t.Errorf("%s: there is no test %s", a.ID, also)
+			}
+			if !slices.Contains(tests, also) {
+				tests = append(tests, also)
+			}
+		}
+		open := a.Open
+		if len(tests) == 0 {
+			open = "no test"
+			t.Errorf("%s has no test", a.ID)
+		}
+		cells := make([]string, len(tests))
+		for i, name := range tests {
+			cells[i] = fmt.Sprintf("`%s` (%s)", name, filepath.Dir(names[name][0]))
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", a.ID, a.What, strings.Join(cells, "<br>"), open)
+	}
+	for _, id := range issue {
+		if !rows[id] {
+			t.Errorf("%s has no row in internal/deptest/attacks.go", id)
+		}
+	}
+	for id := range by {
+		if !rows[id] {
+			t.Errorf("%v carry the id %s, which has no row in internal/deptest/attacks.go", by[id], id)
+		}
+	}
+	section(t, "security.md", "attacks", b.String())
+}
+
+// TestEveryTestAPageNamesExists reads the tests that pages name in backquotes.
+func TestEveryTestAPageNamesExists(t *testing.T) {
+	names := testNames(t)
+	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`")
+	pages, err := filepath.Glob(filepath.Join(root(t), "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, _ := filepath.Glob(filepath.Join(root(t), "docs", "decisions", "*.md"))
+	for _, page := range append(append(pages, more...), filepath.Join(root(t), "README.md")) {
+		raw, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range named.FindAllSubmatch(raw, -1) {
+			if names[string(m[1])] == nil {
+				t.Errorf("%s names the test %s, which is not there", filepath.Base(page), m[1])
+			}
+		}
 	}
 }
