@@ -241,7 +241,9 @@ func TestAPartThatFailsEndsTheRestAndIsTheError(t *testing.T) {
 			case <-time.After(15 * time.Second):
 				t.Fatal("it goes on")
 			}
-			nodetest.Eventually(t, "nothing of it is left", func() bool { return goleak.Find(before, goleak.IgnoreAnyFunction("google.golang.org/grpc.(*Server).handleRawConn.func1")) == nil })
+			nodetest.Eventually(t, "nothing of it is left", func() bool {
+				return goleak.Find(before, goleak.IgnoreAnyFunction("google.golang.org/grpc.(*Server).handleRawConn.func1")) == nil
+			})
 		})
 	}
 }

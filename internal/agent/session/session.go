@@ -325,62 +325,19 @@ func (sn *session) guardLogs(srv any, stream grpc.ServerStream, info *grpc.Strea
 // the block is lifted.
 func (sn *session) publish(ctx context.Context) error {
 	defer sn.server.p.Engine.Drop(sn.secretScope())
-	ctx, cancel := context.WithCancel(ctx)
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	defer cancel()
-	updates := make(chan *svid.Update)
-	waiting.Go(func() { sn.follow(ctx, updates) })
-	current := sn.first
-	for {
-		sn.secrets(current)
-		trust, trusted := sn.server.p.Manager.Trust()
-		if trust != current.Trust {
-			current = &svid.Update{SVIDs: current.SVIDs, Trust: trust}
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case current = <-updates:
-		case <-trusted:
-		}
-	}
-}
-
-// follow sends each newer Update, and one without SVIDs when the identity was
-// taken away.
-func (sn *session) follow(ctx context.Context, updates chan<- *svid.Update) {
+	sn.secrets(sn.first)
 	gone := false
-	for {
-		_, changed := sn.server.p.Views.View()
-		u, err := sn.sub.Next(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			trust, _ := sn.server.p.Manager.Trust()
-			u = &svid.Update{Trust: trust}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case updates <- u:
-		}
+	sn.sub.Follow(ctx, func(u *svid.Update, err error) {
+		sn.secrets(u)
 		switch {
 		case err == nil && gone:
 			sn.log.Info("the identity is back")
 		case err != nil && !gone:
 			sn.warn("the identity was taken away: " + err.Error())
 		}
-		if gone = err != nil; gone {
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			}
-		}
-	}
+		gone = err != nil
+	})
+	return nil
 }
 
 // secrets replaces what this session's Envoy is served.

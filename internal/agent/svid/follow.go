@@ -20,6 +20,7 @@ func (s *Subscription) Follow(ctx context.Context, each func(u *Update, err erro
 	defer waiting.Wait()
 	defer cancel()
 	updates := make(chan news)
+	last := news{update: s.last} // what Next gave before
 	waiting.Go(func() {
 		for {
 			u, err := s.Next(ctx)
@@ -41,7 +42,6 @@ func (s *Subscription) Follow(ctx context.Context, each func(u *Update, err erro
 			}
 		}
 	})
-	var last news
 	for {
 		trust, trusted := s.m.Trust()
 		if last.update != nil && last.update.Trust != trust {
