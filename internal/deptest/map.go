@@ -107,6 +107,7 @@ var Folders = []Folder{
 	{"internal/clock", Vocabulary, "time as an input", nil},
 	{"internal/commandline", Vocabulary, "what both command lines share: strictness, exit codes", nil},
 	{"internal/configfile", Vocabulary, "one strict YAML file, all mistakes by the key typed", nil},
+	{"internal/cutoff", Vocabulary, "ends what a listener accepted, all at once", nil},
 	{"internal/durable", Vocabulary, "the file layer, and one that fails on purpose", nil},
 	{"internal/fault", Vocabulary, "the few kinds of error that a caller can act on", nil},
 	{"internal/latest", Vocabulary, "a value replaced whole, with a channel closed at the next", nil},

@@ -23,7 +23,7 @@ func TestFollowTellsWhenAnIdentityIsTakenAndGivenBack(t *testing.T) {
 			at    time.Time
 		}
 		var heard []told
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
