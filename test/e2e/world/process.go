@@ -112,6 +112,18 @@ func (p *Process) Output() string {
 	return string(raw)
 }
 
+// sound fails the test when the process says that it is broken: a panic, or a
+// race where the programs are built to find some.
+func (p *Process) sound() {
+	out := p.Output()
+	for _, sign := range []string{"WARNING: DATA RACE", "\npanic: ", "\nfatal error: ", "[recovered]"} {
+		if i := strings.Index(out, sign); i >= 0 {
+			p.w.Errorf("%s is broken:\n%s", p.Name, out[i:min(len(out), i+6000)])
+			return
+		}
+	}
+}
+
 // Tail is its last n lines.
 func (p *Process) Tail(n int) string {
 	lines := strings.SplitAfter(p.Output(), "\n")

@@ -110,6 +110,9 @@ func (w *World) end() {
 		procs[i].Stop()
 	}
 	for _, p := range procs {
+		p.sound()
+	}
+	for _, p := range procs {
 		if w.Failed() {
 			w.Logf("--- last lines of %s\n%s", p.Name, p.Tail(25))
 		}
