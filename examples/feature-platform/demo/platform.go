@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ type service struct {
 	node     *node
 	calls    []string // services it connects to
 	path     string   // executable that attestation sees
+	uid      int      // whom it runs as
 	argv     func(peers map[string]string, listen string) []string
 	proc     *process
 	outbound map[string]int // explicit mode: local port of each destination
@@ -114,6 +116,9 @@ func (d *demo) startAgents(ctx context.Context) error {
 
 // plan says which program runs where and calls whom.
 func (d *demo) plan() error {
+	if err := d.share(); err != nil {
+		return err
+	}
 	python, err := d.pythons("ingestion", "model")
 	if err != nil {
 		return err
@@ -122,7 +127,7 @@ func (d *demo) plan() error {
 	if err != nil {
 		return err
 	}
-	store := d.tool("featurestore")
+	store := d.program("featurestore")
 	url := func(address string) string { return "http://" + address }
 	d.services = []*service{
 		{name: "featurestore", node: d.nodes[1], path: store, argv: func(_ map[string]string, listen string) []string {
@@ -132,14 +137,65 @@ func (d *demo) plan() error {
 			return append(retrieval, listen, url(peers["featurestore"]))
 		}},
 		{name: "model", node: d.nodes[0], calls: []string{"retrieval"}, path: python["model"], argv: func(peers map[string]string, listen string) []string {
-			return []string{python["model"], filepath.Join(d.source, "model/model.py"), "--listen", listen, "--retrieval", url(peers["retrieval"])}
+			return []string{python["model"], d.program("model.py"), "--listen", listen, "--retrieval", url(peers["retrieval"])}
 		}},
 		{name: "ingestion", node: d.nodes[0], calls: []string{"featurestore", "model", "decoy"}, path: python["ingestion"], argv: func(peers map[string]string, listen string) []string {
-			return []string{python["ingestion"], filepath.Join(d.source, "ingestion/ingestion.py"), "--listen", listen,
+			return []string{python["ingestion"], d.program("ingestion.py"), "--listen", listen,
 				"--featurestore", url(peers["featurestore"]), "--model", url(peers["model"])}
 		}},
 	}
+	for i, s := range d.services {
+		s.uid = os.Geteuid()
+		if !d.explicit { // root's programs could leave the capture; these cannot
+			s.uid = firstUID + i
+		}
+	}
 	return nil
+}
+
+// firstUID is the first service's user where this runs as root.
+const firstUID = 65001
+
+// share copies the programs to where their users find them, whatever the
+// modes of the checkout are.
+func (d *demo) share() error {
+	if err := os.Mkdir(filepath.Join(d.work, "programs"), 0o755); err != nil {
+		return err
+	}
+	for _, from := range []string{
+		d.tool("featurestore"), d.tool("retrieval"), filepath.Join(d.source, "retrieval/Retrieval.java"),
+		filepath.Join(d.source, "model/model.py"), filepath.Join(d.source, "ingestion/ingestion.py"),
+	} {
+		raw, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		to := d.program(filepath.Base(from))
+		if err := os.WriteFile(to, raw, 0o755); err != nil {
+			return err
+		}
+	}
+	return readable(filepath.Join(d.work, "programs"))
+}
+
+func (d *demo) program(name string) string { return filepath.Join(d.work, "programs", name) }
+
+// readable opens a folder to everybody, for reading, whatever the umask was.
+func readable(dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Type()&fs.ModeSymlink != 0 {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		mode := info.Mode().Perm() | 0o444
+		if mode&0o100 != 0 {
+			mode |= 0o111
+		}
+		return os.Chmod(path, mode)
+	})
 }
 
 // pythons gives each service an interpreter at a path of its own (a virtual
@@ -158,6 +214,9 @@ func (d *demo) pythons(names ...string) (map[string]string, error) {
 		if err := command(base, "-m", "venv", "--copies", "--without-pip", dir); err != nil {
 			return nil, err
 		}
+		if err := readable(dir); err != nil {
+			return nil, err
+		}
 		real, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "python3"))
 		if err != nil {
 			return nil, err
@@ -173,12 +232,12 @@ func (d *demo) retrieval() (path string, argv []string, err error) {
 		if real, err := filepath.EvalSymlinks(java); err == nil {
 			if command(real, "--list-modules") == nil && exec.Command(filepath.Join(filepath.Dir(real), "javac"), "-version").Run() == nil {
 				d.out.say("  retrieval runs in Java (%s)", real)
-				return real, []string{real, "-XX:TieredStopAtLevel=1", filepath.Join(d.source, "retrieval/Retrieval.java")}, nil
+				return real, []string{real, "-XX:TieredStopAtLevel=1", d.program("Retrieval.java")}, nil
 			}
 		}
 	}
 	d.out.say("  no JDK on this machine: retrieval runs in Go")
-	return d.tool("retrieval"), []string{d.tool("retrieval")}, nil
+	return d.program("retrieval"), []string{d.program("retrieval")}, nil
 }
 
 // resources are the declared identities and services, as YAML.
@@ -200,7 +259,7 @@ spec:
   selector: {app: %s}
   ports: [{name: http, port: %d, targetPort: %d}]
 ---
-`, s.name, s.node.name, ttl, s.path, os.Geteuid(), s.name, s.name, appPort, appPort)
+`, s.name, s.node.name, ttl, s.path, s.uid, s.name, s.name, appPort, appPort)
 		address, port := d.host.address(s.name)
 		endpoint(&b, s.name, address, port, s.name)
 	}
@@ -274,7 +333,7 @@ func (d *demo) startServices(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d.out.say("  %-13s on %s as %s", s.name, s.node.name, short(id(s.name)))
+		d.out.say("  %-13s on %s as %s, uid %d", s.name, s.node.name, short(id(s.name)), s.uid)
 	}
 	return nil
 }
@@ -298,7 +357,7 @@ func (d *demo) startService(s *service) error {
 			argv = append(argv, "--outbound", fmt.Sprintf("%s:%d=%s", peer, appPort, peers[peer]))
 		}
 	} else {
-		argv = append(argv, "--capture", "--inbound", fmt.Sprint(appPort))
+		argv = append(argv, "--capture", "--user", fmt.Sprint(s.uid), "--inbound", fmt.Sprint(appPort))
 		for _, peer := range s.calls {
 			host, port := d.host.address(peer)
 			peers[peer] = fmt.Sprintf("%s:%d", host, port)
