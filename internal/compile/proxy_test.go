@@ -160,7 +160,7 @@ func strictCommon(t *testing.T, name string, c *tlsv3.CommonTlsContext) {
 		t.Errorf("%s: no name is checked", name)
 	}
 	for _, m := range names { // A26: in no other type of SAN
-		if m.SanType != tlsv3.SubjectAltNameMatcher_URI || !strings.HasPrefix(m.Matcher.GetExact()+m.Matcher.GetPrefix(), "spiffe://example.org/") {
+		if m.SanType != tlsv3.SubjectAltNameMatcher_URI || !strings.HasPrefix(m.Matcher.GetExact()+m.Matcher.GetSafeRegex().GetRegex(), "spiffe://example") || m.Matcher.GetPrefix() != "" {
 			t.Errorf("%s: checks %v", name, m)
 		}
 	}

@@ -1,6 +1,9 @@
 package compile
 
 import (
+	"fmt"
+	"regexp"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -49,10 +52,28 @@ func uri(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
 	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}
 }
 
+// workloads is a regular expression for the whole ID of any workload of the
+// trust domain: every one but /legation and what lies below, which are agents
+// and servers. A stolen agent's certificate is a peer to its control plane and
+// to nobody else. RE2 knows no "not": where an ID's path leaves "legation",
+// the rest is free.
+func workloads(td spiffeid.TrustDomain) string {
+	const reserved = "legation"
+	rest := "[!-.0-~][!-~]*" // a longer first segment
+	for i := len(reserved) - 1; i >= 0; i-- {
+		c := reserved[i]
+		rest = fmt.Sprintf("(?:[!-%c%c-~][!-~]*|%c%s)", c-1, c+1, c, rest)
+		if i > 0 {
+			rest += "?" // it may end here
+		}
+	}
+	return regexp.QuoteMeta(td.IDString()+"/") + rest
+}
+
 // server terminates mTLS from any workload of the trust domain. No session is
 // resumed: resumption skips verification (A25).
 func server(td spiffeid.TrustDomain) *corev3.TransportSocket {
-	anyone := uri(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: td.IDString() + "/"}})
+	anyone := uri(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: workloads(td)}}})
 	return tlsSocket(&tlsv3.DownstreamTlsContext{
 		CommonTlsContext:                 common([]*tlsv3.SubjectAltNameMatcher{anyone}),
 		RequireClientCertificate:         wrapperspb.Bool(true),

@@ -70,8 +70,10 @@ func Bootstrap(p BootstrapParams) ([]byte, error) {
 		"stats_config":         stats,
 		"stats_flush_interval": "10s",
 		// A static layer only: with none given Envoy adds one that the admin
-		// interface can write.
-		"layered_runtime": object{"layers": []object{{"name": "static", "static_layer": object{}}}},
+		// interface can write. Which peers are workloads is a regular
+		// expression around the trust domain, whose name alone can be longer
+		// than the 100 instructions that Envoy allows by itself.
+		"layered_runtime": object{"layers": []object{{"name": "static", "static_layer": object{"re2.max_program_size.error_level": 1000}}}},
 		"overload_manager": object{"resource_monitors": []object{{
 			"name": "envoy.resource_monitors.global_downstream_max_connections",
 			"typed_config": object{
