@@ -64,6 +64,7 @@ type agent struct {
 	td       spiffeid.TrustDomain
 	started  time.Time
 	metrics  *prometheus.Registry
+	talk     *telemetry.Sampler
 	link     *upstream.Link
 	manager  *svid.Manager
 	attestor *workload.Attestor
@@ -75,7 +76,7 @@ type agent struct {
 }
 
 func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
-	a := &agent{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation-agent")}
+	a := &agent{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation-agent"), talk: telemetry.NewSampler(10, time.Minute)}
 	box, err := sealed.Open(durable.OS, filepath.Join(cfg.DataDir, "cache"))
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -46,7 +47,12 @@ func publicMatrix() (*callers.Matrix, error) {
 }
 
 func (a *agent) refusedCall(_ context.Context, method string, i callers.Identity, err error) {
-	a.log.Warn("call refused", "audit", true, "method", method, "caller", i.String(), "error", err)
+	level := slog.LevelWarn
+	ok, left := a.talk.Allow(method + " " + i.String()) // any local process can call over and over
+	if !ok {
+		level = slog.LevelDebug
+	}
+	a.log.Log(context.Background(), level, "call refused", "audit", true, "method", method, "caller", i.String(), "error", err, "left_out", left)
 }
 
 // doors makes the servers; secrets may be nil.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ type server struct {
 	td        spiffeid.TrustDomain
 	started   time.Time
 	metrics   *prometheus.Registry
+	talk      *telemetry.Sampler
 	store     *etcd.Store
 	journal   *ledger.Journal
 	authority *ca.Authority
@@ -78,7 +80,7 @@ type server struct {
 }
 
 func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err error) {
-	s := &server{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation")}
+	s := &server{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation"), talk: telemetry.NewSampler(10, time.Minute)}
 	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
 	}
@@ -161,7 +163,7 @@ func (s *server) doors() {
 		Bundle:  func() *nodev1.Bundle { st, _ := s.authority.State(); return st.Bundle },
 		Explain: s.explain, Superseded: s.superseded,
 		Refused: func(_ context.Context, r node.Refusal) {
-			s.log.Warn("refused", "audit", true, "node", r.Node, "peer", r.Peer, "action", r.Action, "object", r.Object, "error", r.Err)
+			s.refused("refused", r.Action+" "+cmp.Or(r.Node, r.Peer)+" "+string(fault.KindOf(r.Err)), "node", r.Node, "peer", r.Peer, "action", r.Action, "object", r.Object, "error", r.Err)
 		},
 		Limits: nodeLimits(s.cfg.Limits), Log: s.log.With("part", "nodes"), Registerer: s.metrics, Version: version.Version,
 	})
@@ -188,7 +190,7 @@ func (s *server) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	refused := func(_ context.Context, method string, i callers.Identity, err error) {
-		s.log.Warn("call refused", "audit", true, "method", method, "caller", i.String(), "error", err)
+		s.refused("call refused", method+" "+i.String(), "method", method, "caller", i.String(), "error", err)
 	}
 	tcp, err := net.Listen("tcp", s.cfg.Listen)
 	if err != nil {
@@ -271,6 +273,18 @@ func (s *server) run(ctx context.Context, ready func()) error {
 		ready()
 	}
 	return group.Wait()
+}
+
+// refused writes a refusal into the log: a sample of what one caller does over
+// and over, because anybody who reaches the port can bring refusals about. The
+// metrics count all.
+func (s *server) refused(text, kind string, args ...any) {
+	level := slog.LevelWarn
+	ok, left := s.talk.Allow(kind)
+	if !ok {
+		level = slog.LevelDebug
+	}
+	s.log.Log(context.Background(), level, text, append([]any{"audit", true, "left_out", left}, args...)...)
 }
 
 // ready is nil while the store answers and certificates can be signed; both

@@ -68,8 +68,13 @@ func (s *Server) refused(ctx context.Context, r Refusal) {
 			r.Peer = ip.String()
 		}
 	}
+	r.Object = shorten(r.Object, 300)
 	kind := fault.KindOf(r.Err)
 	s.metrics.refused.WithLabelValues(r.Action, string(kind)).Inc()
+	if s.p.Refused != nil && (kind == fault.Denied || kind == fault.Invalid || kind == fault.Limited || kind == fault.Conflict) {
+		s.p.Refused(ctx, r) // and there it is logged
+		return
+	}
 	level := slog.LevelWarn
 	switch kind {
 	case fault.Internal:
@@ -77,10 +82,7 @@ func (s *Server) refused(ctx context.Context, r Refusal) {
 	case fault.Limited, fault.Unavailable:
 		level = slog.LevelDebug // a flood must not flood the log; it is counted
 	}
-	s.p.Log.Log(ctx, level, "refused", "action", r.Action, "node", r.Node, "peer", r.Peer, "object", shorten(r.Object, 300), "kind", string(kind), "reason", r.Err)
-	if s.p.Refused != nil && (kind == fault.Denied || kind == fault.Invalid || kind == fault.Limited || kind == fault.Conflict) {
-		s.p.Refused(ctx, r)
-	}
+	s.p.Log.Log(ctx, level, "refused", "action", r.Action, "node", r.Node, "peer", r.Peer, "object", r.Object, "kind", string(kind), "reason", r.Err)
 }
 
 type metrics struct {
