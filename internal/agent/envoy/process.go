@@ -176,6 +176,16 @@ func (p *Process) once(ctx context.Context) error {
 		"--disable-hot-restart",
 		"--log-level", lines.level(), "--log-format", logFormat, "--log-format-escaped",
 	)
+	if p.p.User != nil {
+		// By descriptor: a folder on the way may be closed to that user, as
+		// root's home is.
+		binary, err := os.Open(p.p.Binary)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errStart, err)
+		}
+		defer binary.Close()
+		cmd.Path, cmd.ExtraFiles = "/proc/self/fd/3", []*os.File{binary}
+	}
 	cmd.Stdout, cmd.Stderr = lines, lines
 	cmd.WaitDelay = 2 * time.Second // for the end of its output
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}

@@ -142,7 +142,11 @@ func TestMarkingIsForTheMarkedEnvoyAlone(t *testing.T) {
 			if err := errors.Join(os.Chown(dir, nobody, nobody), os.Chmod(filepath.Join(dir, "agent.sock"), 0o777)); err != nil {
 				t.Fatal(err)
 			}
-			copied := filepath.Join(dir, "envoy")
+			closed := filepath.Join(t.TempDir(), "closed") // as root's home is
+			if err := os.Mkdir(closed, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			copied := filepath.Join(closed, "envoy")
 			if err := os.Link(p.Binary, copied); err != nil {
 				body, err := os.ReadFile(p.Binary)
 				if err != nil {
