@@ -47,6 +47,9 @@ type ProcessParams struct {
 	// NetNS is the path of the network namespace to run it in; empty keeps
 	// the parent's. Needs root.
 	NetNS string
+	// Cgroup names a control group of Envoy's own below the parent's; empty
+	// leaves it in the parent's. One that cannot be made is logged once.
+	Cgroup string
 	// Grace is how long Stop waits after SIGTERM; 0 takes 5 s.
 	Grace time.Duration
 	// OnStart is called with the pid after each start, before Envoy is LIVE.
@@ -61,6 +64,7 @@ type Process struct {
 	*Admin
 	p   ProcessParams
 	pid atomic.Int64 // 0 while none runs
+	own *cgroup      // set by Run; nil without
 }
 
 // Backoff between restarts: doubled from the first to the last, and back to
@@ -99,6 +103,18 @@ func (p *Process) PID() int { return int(p.pid.Load()) }
 // back-off. The error is for what no restart mends: the binary cannot be
 // executed, the configuration is refused at the very first start.
 func (p *Process) Run(ctx context.Context) error {
+	if p.p.Cgroup != "" {
+		own, err := newCgroup(p.p.Cgroup)
+		if err != nil {
+			p.p.Logger.WarnContext(ctx, "Envoy shares the program's control group", "error", err)
+		}
+		p.own = own
+		defer func() {
+			if err := own.remove(); err != nil {
+				p.p.Logger.WarnContext(ctx, "an empty control group is left", "error", err)
+			}
+		}()
+	}
 	done := make(chan error, 1)
 	go func() {
 		// Pdeathsig is sent when the *thread* that forked ends: this one
@@ -191,8 +207,12 @@ func (p *Process) once(ctx context.Context) error {
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = p.attributes()
+	p.own.born(cmd.SysProcAttr)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("%w: %w", errStart, err)
+	}
+	if err := p.own.take(cmd.Process.Pid); err != nil {
+		p.p.Logger.WarnContext(ctx, "Envoy shares the program's control group", "error", err)
 	}
 	pid := cmd.Process.Pid
 	p.pid.Store(int64(pid))

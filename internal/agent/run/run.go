@@ -208,6 +208,7 @@ func (s *session) envoyParams() envoy.ProcessParams {
 	if os.Geteuid() == 0 {
 		p.User = &envoy.User{UID: s.envoyUID(), GID: s.envoyUID()}
 		p.Mark = s.Mode == nodev1.Mode_MODE_CAPTURE
+		p.Cgroup = envoy.CgroupName(s.attested.Session)
 	}
 	return p
 }
