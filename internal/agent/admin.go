@@ -77,6 +77,7 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	if limit := time.Duration(s.agent.cfg.MaxRevocationAge); r.HeartbeatUnix != 0 && age > limit {
 		list = append(list, fmt.Sprintf("the CRL was last confirmed %s ago, more than maxRevocationAge (%s): a revocation may not have arrived%s", age.Round(time.Second), limit, advice(r.Connected)))
 	}
+	list = append(list, endings(r, time.Now())...)
 	view, _ := s.agent.link.View()
 	for _, e := range view.Entries {
 		if e.Blocked {
@@ -117,4 +118,20 @@ func remedy(reason string) string {
 		return "; this machine has no such address"
 	}
 	return "; that is a mistake of ours, or this Envoy is too old: its version is in legation check"
+}
+
+// endings are certificates that have ended, or that end because they are not
+// renewed.
+func endings(r *localv1.StatusResponse, now time.Time) []string {
+	var list []string
+	if end := time.Unix(r.AgentSvidExpiresUnix, 0); r.AgentSvidExpiresUnix != 0 && now.After(end) {
+		list = append(list, fmt.Sprintf("the certificate of this node ended %s ago, so the control plane does not know it any more; attest it again: legation token create --node %s, and start the agent with that token", now.Sub(end).Round(time.Second), r.Node))
+	}
+	for _, i := range r.Identities {
+		due, end := time.Unix(i.RenewAtUnix, 0), time.Unix(i.NotAfterUnix, 0)
+		if now.After(due.Add(end.Sub(due) / 4)) {
+			list = append(list, fmt.Sprintf("the certificate of %s (%s) was due for renewal %s ago and ends in %s; the agent's log says why it is not renewed", i.SpiffeId, i.Instance, now.Sub(due).Round(time.Second), end.Sub(now).Round(time.Second)))
+		}
+	}
+	return list
 }

@@ -73,6 +73,14 @@ func (g *Guard) Now() time.Time {
 	return wall
 }
 
+// trusted is Check for a metric.
+func (g *Guard) trusted() float64 {
+	if _, err := g.Check(); err != nil {
+		return 0
+	}
+	return 1
+}
+
 // Check returns the wall time to issue at, or fault.Unavailable with the
 // reason why nothing may be issued now.
 func (g *Guard) Check() (time.Time, error) {

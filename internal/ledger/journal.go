@@ -115,6 +115,8 @@ func Open(ctx context.Context, p Params) (*Journal, error) {
 		guard: NewGuard(p.Clock), name: hex.EncodeToString(id[:]), metric: newMetrics(p.Registerer),
 	}
 	j.guard.ignoreLast = p.AcceptClock
+	promauto.With(p.Registerer).NewGaugeFunc(prometheus.GaugeOpts{Name: "legation_ledger_clock_trusted",
+		Help: "1 while the machine's clock is believed; 0: nothing is issued, and status says why."}, j.guard.trusted)
 	j.index.init()
 	if err := j.reload(ctx); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)

@@ -51,6 +51,22 @@ func TestEveryNameIsServedInBothProtocols(t *testing.T) {
 	}
 }
 
+func TestAValidationContextAloneWorksToo(t *testing.T) {
+	r := newRig(t)
+	r.Apply(r.example("identities.yaml"))
+	r.web()
+	head, rest, ok := strings.Cut(r.example("server.yaml"), "            combined_validation_context:\n")
+	_, tail, ok2 := strings.Cut(rest, "                sds_config: *agent\n")
+	if !ok || !ok2 {
+		t.Fatal("server.yaml has no combined validation context")
+	}
+	r.start(1101, "backend", head+"            validation_context_sds_secret_config:\n              name: ROOTCA\n              sds_config: *agent\n"+tail)
+	r.works("requests arrive")
+	if _, err := r.handshake(r.certificate(1101, "default")); err != nil {
+		t.Errorf("a context that names nobody lets in everyone of the trust domain, and not this: %v", err)
+	}
+}
+
 func TestANameThatCannotBeServedSaysWhyAndIsServedOnceAnEntryAppears(t *testing.T) {
 	r := newRig(t)
 	r.t = t

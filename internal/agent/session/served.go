@@ -80,6 +80,9 @@ func (sn *session) checkServed(ctx context.Context, doubted bool) bool {
 					c.Serial, c.NotAfter.UTC().Format(time.RFC3339), want, pid)
 				break
 			}
+			if now := sn.server.p.Clock.Now(); problem == "" && now.After(c.NotAfter) {
+				problem = fmt.Sprintf("its Envoy presents a certificate that ended %s ago, because it could not be renewed; see: legation status --node", now.Sub(c.NotAfter).Round(time.Second))
+			}
 		}
 	}
 	if problem != "" && !doubted {

@@ -136,6 +136,9 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 
 func (s *Server) problems(now time.Time, r *adminv1.StatusResponse) []string {
 	var list []string
+	if _, err := s.p.Journal.Guard().Check(); err != nil {
+		list = append(list, err.Error())
+	}
 	for _, a := range r.Authorities {
 		if left := time.Unix(a.IssuingExpiresUnix, 0).Sub(now); left < soon {
 			list = append(list, fmt.Sprintf("the issuing CA of authority %s ends in %s: what it signs gets shorter and shorter lives, and this version cannot make the next one; upgrade to one that rotates before then", a.Name, days(left)))
