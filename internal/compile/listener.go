@@ -16,6 +16,10 @@ import (
 // handshakeTimeout ends a connection whose TLS handshake is not done (A34).
 const handshakeTimeout = 10 * time.Second
 
+// reminder is how often Envoy says again who is on a connection: an agent
+// that was away when it was made, or has started since, learns it then.
+const reminder = time.Minute
+
 func address(a netip.AddrPort) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 		Address:       a.Addr().String(),
@@ -68,7 +72,7 @@ func tcpProxy(stat, cluster, log string, afterHandshake bool) []*listenerv3.Filt
 		// Programs hold connections for as long as they like.
 		IdleTimeout:      durationpb.New(0),
 		AccessLog:        []*accesslogv3.AccessLog{logTo(log)},
-		AccessLogOptions: &tcpproxyv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
+		AccessLogOptions: &tcpproxyv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true, AccessLogFlushInterval: durationpb.New(reminder)},
 	}
 	if afterHandshake {
 		// So that the program never sees a peer that is not verified, and the

@@ -126,6 +126,8 @@ func (s *LogServer) entry(ctx context.Context, log string, e *datav3.TCPAccessLo
 	switch p.GetAccessLogType() {
 	case datav3.AccessLogType_TcpUpstreamConnected:
 		s.connected(ctx, c)
+	case datav3.AccessLogType_TcpPeriodic:
+		s.reminded(c)
 	case datav3.AccessLogType_TcpConnectionEnd:
 		s.ended(ctx, c, p)
 	}
@@ -140,6 +142,17 @@ func (s *LogServer) connected(ctx context.Context, c *Connection) {
 		"local", c.Local, "remote", c.Remote, "destination", c.Destination, "upstream", c.UpstreamRemote,
 		"tls", c.TLSVersion, "cipher", c.Cipher, "group", c.Group)
 	if s.p.OnConnect != nil {
+		s.p.OnConnect(c)
+	}
+}
+
+// reminded takes in a connection that was made while nobody listened.
+func (s *LogServer) reminded(c *Connection) {
+	if s.Table.has(c.ID) || !c.Pair().Local.IsValid() || !c.Pair().Remote.IsValid() {
+		return
+	}
+	c.Ready = 0 // it was ready at some time before
+	if s.Table.add(c) && s.p.OnConnect != nil {
 		s.p.OnConnect(c)
 	}
 }

@@ -111,6 +111,12 @@ func (t *Table) add(c *Connection) bool {
 	return true
 }
 
+func (t *Table) has(id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byID[id] != nil
+}
+
 // remove takes the connection out and returns it, or nil.
 func (t *Table) remove(id string) *Connection {
 	t.mu.Lock()
