@@ -127,7 +127,7 @@ type call struct {
 // enter checks the security header, attests the caller and counts it. What it
 // returns must be left.
 func (s *Server) enter(ctx context.Context) (*call, error) {
-	// SPIFFE_Workload_Endpoint.md 6: without this header, set by no browser
+	// SPIFFE_Workload_Endpoint.md 3: without this header, set by no browser
 	// and no confused proxy, the request is refused.
 	if md, _ := metadata.FromIncomingContext(ctx); !slices.Equal(md.Get("workload.spiffe.io"), []string{"true"}) {
 		return nil, fault.New(fault.Invalid, "security header missing from request: send the metadata workload.spiffe.io: true")

@@ -94,7 +94,7 @@ func parseKeys(jwks []byte) (map[string]any, error) {
 	return keys, nil
 }
 
-// validate checks a token by JWT-SVID.md 5 and RFC 7519. Header members that
+// validate checks a token by JWT-SVID.md 4 and RFC 7519. Header members that
 // bring or point to keys (jwk, jku, x5c, x5u) are never looked at.
 func validate(token, audience string, keys *keySet, now time.Time) (spiffeid.ID, map[string]any, error) {
 	none := spiffeid.ID{}
