@@ -6,13 +6,14 @@ package acks
 
 import (
 	"cmp"
-	"slices"
+	"strings"
 	"sync"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 )
 
 // Params are the inputs of a Ledger; the zero value works.
@@ -23,6 +24,11 @@ type Params struct {
 	// report. Defaults 4096 and 1024.
 	SubscribersPerNode  int
 	StatesPerSubscriber int
+	// BytesPerNode bounds the memory of what one node reported. Default 32 MiB.
+	BytesPerNode int
+	// EndedPerNode bounds the lines on ended connections that one node has
+	// in it, over all revocations. Default 65536.
+	EndedPerNode int
 	// Revocations whose ended connections are remembered, the newest.
 	// Default 4096.
 	Revocations int
@@ -37,15 +43,17 @@ type Ledger struct {
 
 	mu      sync.Mutex // guards all below
 	nodes   map[string]*nodeAcks
-	ended   map[string][]Ended // by revocation
-	order   []string           // of ended, oldest first
-	changed chan struct{}      // closed at any change
+	ended   map[string]map[endedKey]*nodev1.ConnectionsEnded // by revocation
+	order   []string                                         // of ended, oldest first
+	endings map[string]int                                   // lines in ended by node
+	changed chan struct{}                                    // closed at any change
 	dropped prometheus.Counter
 }
 
 type nodeAcks struct {
 	session     *Session // nil: away
 	subscribers map[string]*subscriberAcks
+	bytes       int // of what is kept of it
 }
 
 type subscriberAcks struct {
@@ -57,6 +65,16 @@ type subscriberAcks struct {
 }
 
 type stateKey struct{ typ, name string }
+
+type endedKey struct{ node, subscriber string }
+
+const (
+	perLine    = 256     // bytes of a line besides its text, about
+	maxLine    = 8 << 10 // of its text: a name is at most 2048, a SPIFFE ID too
+	maxReason  = 512     // kept of a refusal
+	maxSerials = 4 << 10 // of what is served
+	maxEnded   = 1 << 10 // of a line on ended connections
+)
 
 // Ended is what one subscriber did with a revocation's open connections.
 type Ended struct {
@@ -71,8 +89,10 @@ func New(p Params) *Ledger {
 	}
 	p.SubscribersPerNode = cmp.Or(p.SubscribersPerNode, 4096)
 	p.StatesPerSubscriber = cmp.Or(p.StatesPerSubscriber, 1024)
+	p.BytesPerNode = cmp.Or(p.BytesPerNode, 32<<20)
+	p.EndedPerNode = cmp.Or(p.EndedPerNode, 1<<16)
 	p.Revocations = cmp.Or(p.Revocations, 4096)
-	a := &Ledger{p: p, nodes: map[string]*nodeAcks{}, ended: map[string][]Ended{}, changed: make(chan struct{}),
+	a := &Ledger{p: p, nodes: map[string]*nodeAcks{}, ended: map[string]map[endedKey]*nodev1.ConnectionsEnded{}, endings: map[string]int{}, changed: make(chan struct{}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "legation_reports_dropped_total", Help: "Reported lines dropped because a node is over its limits."})}
 	if p.Registerer != nil {
@@ -132,25 +152,35 @@ func (s *Session) Apply(req *nodev1.ReportRequest) error {
 		return fault.New(fault.Unavailable, "a newer report stream of node %s has replaced this one", s.node)
 	}
 	for _, name := range req.GetGone() {
-		delete(n.subscribers, name)
+		n.forget(name)
 	}
 	for _, state := range req.GetStates() {
+		state.Error = shorten(state.GetError())
 		sub := a.subscriberLocked(n, state.GetSubscriber())
+		if sub == nil {
+			a.dropped.Inc()
+			continue
+		}
 		key := stateKey{state.GetType(), state.GetName()}
-		if sub == nil || sub.states[key] == nil && len(sub.states) >= a.p.StatesPerSubscriber {
+		old, size := sub.states[key], sizeOf(state)
+		if old == nil && len(sub.states) >= a.p.StatesPerSubscriber || size > maxLine || n.bytes+size-sizeOf(old) > a.p.BytesPerNode {
 			a.dropped.Inc()
 			continue
 		}
 		sub.class, sub.spiffeID = state.GetClass(), state.GetSpiffeId()
+		n.bytes -= sizeOf(old)
 		if state.GetSentVersion() == "" && state.GetAckedVersion() == "" && state.GetError() == "" {
 			delete(sub.states, key) // it holds nothing of that name any more
 			continue
 		}
+		n.bytes += size
 		sub.states[key] = state
 	}
 	for _, served := range req.GetServed() {
-		if sub := a.subscriberLocked(n, served.GetSubscriber()); sub != nil {
+		if sub := a.subscriberLocked(n, served.GetSubscriber()); sub != nil && proto.Size(served) <= maxSerials {
 			sub.served = served
+		} else {
+			a.dropped.Inc()
 		}
 	}
 	for _, ended := range req.GetEnded() {
@@ -172,23 +202,53 @@ func (a *Ledger) subscriberLocked(n *nodeAcks, name string) *subscriberAcks {
 	return sub
 }
 
+func (n *nodeAcks) forget(subscriber string) {
+	if sub := n.subscribers[subscriber]; sub != nil {
+		for _, state := range sub.states {
+			n.bytes -= sizeOf(state)
+		}
+		delete(n.subscribers, subscriber)
+	}
+}
+
+// sizeOf is about the memory of a line; 0 for none.
+func sizeOf(s *nodev1.SubscriberState) int {
+	if s == nil {
+		return 0
+	}
+	return proto.Size(s) + perLine
+}
+
+func shorten(reason string) string {
+	if len(reason) <= maxReason {
+		return reason
+	}
+	return strings.ToValidUTF8(strings.Clone(reason[:maxReason]), "") + "…"
+}
+
 func (a *Ledger) endedLocked(node string, e *nodev1.ConnectionsEnded) {
-	id := e.GetRevocation()
-	if _, ok := a.ended[id]; !ok {
+	id, key := e.GetRevocation(), endedKey{node, e.GetSubscriber()}
+	_, told := a.ended[id][key]
+	if proto.Size(e) > maxEnded || !told && a.endings[node] >= a.p.EndedPerNode {
+		a.dropped.Inc()
+		return
+	}
+	if a.ended[id] == nil {
 		if len(a.order) >= a.p.Revocations {
+			for k := range a.ended[a.order[0]] {
+				a.endings[k.node]--
+			}
 			delete(a.ended, a.order[0])
 			a.order = a.order[1:]
 		}
 		a.order = append(a.order, id)
+		a.ended[id] = map[endedKey]*nodev1.ConnectionsEnded{}
 	}
-	list := a.ended[id]
+	if !told {
+		a.endings[node]++
+	}
 	// The latest of a subscriber counts: an agent that lost its link tells again.
-	i := slices.IndexFunc(list, func(o Ended) bool { return o.Node == node && o.GetSubscriber() == e.GetSubscriber() })
-	if i >= 0 {
-		list[i] = Ended{node, e}
-	} else if len(list) < 1<<16 {
-		a.ended[id] = append(list, Ended{node, e})
-	}
+	a.ended[id][key] = e
 }
 
 func (a *Ledger) changedLocked() {
@@ -203,9 +263,14 @@ func (a *Ledger) Watch() <-chan struct{} {
 	return a.changed
 }
 
-// Ended lists what subscribers did with a revocation's open connections.
+// Ended lists what subscribers did with a revocation's open connections, in
+// no order.
 func (a *Ledger) Ended(revocation string) []Ended {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.Clone(a.ended[revocation])
+	list := make([]Ended, 0, len(a.ended[revocation]))
+	for key, e := range a.ended[revocation] {
+		list = append(list, Ended{key.node, e})
+	}
+	return list
 }
