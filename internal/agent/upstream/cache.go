@@ -177,6 +177,11 @@ func (l *Link) write(f file) bool {
 	case <-f.unsave:
 	default:
 	}
+	if f.name == viewName && !l.view.Get().Synced {
+		// Half of what holds is not what holds: read back it would deny
+		// callers whose entries had not come. It is written once it is whole.
+		return true
+	}
 	raw, err := f.encode()
 	if err == nil {
 		err = l.p.Cache.Write(f.name, raw)

@@ -230,6 +230,30 @@ func TestRevokedServerIsNotTrustedAgain(t *testing.T) {
 	a.until("refused", func(v *View) bool { return !v.Connected && strings.Contains(v.LastError, "revoked") })
 }
 
+func TestHalfOfWhatHoldsIsNotKept(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	c := &clock.Skewed{}
+	cache := &memoryCache{}
+	l := New(Params{TrustDomain: td, Clock: c, Cache: cache})
+	body, _ := proto.Marshal(nodetest.NewAuthority(t, td, c).Bundle(1))
+	b := l.begin()
+	if err := b.apply(&nodev1.TrustResource{Type: "bundle", Name: "example.org", Body: body}); err != nil {
+		t.Fatal(err)
+	}
+	l.publish(b) // as an attestation does, before the trust stream has begun
+	l.flush()
+	if _, err := cache.Read(viewName); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a view without its entries was kept (%v): after a restart it would pass for whole", err)
+	}
+	b = l.begin()
+	b.changed, b.view.Synced = true, true
+	l.publish(b)
+	l.flush()
+	if _, err := cache.Read(viewName); err != nil {
+		t.Errorf("the whole view was not kept: %v", err)
+	}
+}
+
 func FuzzDecodeView(f *testing.F) {
 	td := spiffeid.RequireTrustDomainFromString("example.org")
 	c := &clock.Skewed{}
