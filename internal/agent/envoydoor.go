@@ -189,20 +189,27 @@ func (c *envoyConn) forgetOldLocked() {
 // settle tells the manager which certificates this Envoy presents: those it
 // acknowledged under every name it asked for, and those it did not ask for.
 func (d *envoyDoor) settle(conn *envoyConn) {
-	behind := map[string]bool{} // serials
 	d.mu.Lock()
-	for name, c := range conn.certs {
-		if st, asked := conn.statuses[name]; asked && st.Acked != c.version {
-			behind[c.svid.Serial] = true
-		}
-	}
-	held := conn.held
+	presented := conn.presentedLocked()
 	d.mu.Unlock()
-	for _, v := range held {
-		if !behind[v.Serial] {
-			conn.sub.Served(v)
+	for _, v := range presented {
+		conn.sub.Served(v)
+	}
+}
+
+func (c *envoyConn) presentedLocked() (list []*svid.SVID) {
+	behind := map[string]bool{} // serials
+	for name, s := range c.certs {
+		if st, asked := c.statuses[name]; asked && st.Acked != s.version {
+			behind[s.svid.Serial] = true
 		}
 	}
+	for _, v := range c.held {
+		if !behind[v.Serial] {
+			list = append(list, v)
+		}
+	}
+	return list
 }
 
 // explain says why a name cannot be served to this process, and which entry
