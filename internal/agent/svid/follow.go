@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// Follow calls each with every Update until ctx ends, one at a time. What
+// Follow calls each with every Update until ctx ends, one at a time; after a
+// first Next with each that is newer. What
 // verifies peers does not wait for a certificate: when a CRL or root changes
 // while one is being signed, each is called with the SVIDs of before. Where
 // nothing can be had (Next gives an error), each is called with the Trust

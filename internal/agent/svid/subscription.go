@@ -29,6 +29,7 @@ type Subscription struct {
 
 	// Of the goroutine that calls Next:
 	last *Update // nil before the first
+	lost bool    // what last said holds no more: the caller was given an error since
 }
 
 // Subscribe begins to obtain what a caller with the sorted selectors may
@@ -205,7 +206,7 @@ func (s *Subscription) compose() state {
 
 // news reports whether an Update differs from the last one handed out.
 func (s *Subscription) news(u *Update) bool {
-	return s.last == nil || u.Trust != s.last.Trust || !slices.Equal(u.SVIDs, s.last.SVIDs)
+	return s.last == nil || s.lost || u.Trust != s.last.Trust || !slices.Equal(u.SVIDs, s.last.SVIDs)
 }
 
 // Next returns the first Update as soon as at least one matching SVID is
@@ -216,9 +217,15 @@ func (s *Subscription) news(u *Update) bool {
 // which entries come near; so is one whose entries were all refused. One whose
 // identities are all blocked is denied at once. When nothing can be
 // signed now, the first Next gives fault.Unavailable after five times
-// HoldOff. After an error Next may be called again. An SVID that expires
+// HoldOff. After an error Next may be called again; the next Update is news
+// also when it is what was there before the error. An SVID that expires
 // while it cannot be renewed is left out; if it was the last, Next waits.
-func (s *Subscription) Next(ctx context.Context) (*Update, error) {
+func (s *Subscription) Next(ctx context.Context) (u *Update, err error) {
+	defer func() {
+		if err == nil || ctx.Err() == nil {
+			s.lost = err != nil
+		}
+	}()
 	begun := time.Now()
 	var unsettled time.Time // since when something undecided holds an Update back
 	var timer *time.Timer
