@@ -146,6 +146,19 @@ func TestAFirstStartThatWasInterruptedIsBegunAgain(t *testing.T) {
 		}
 		put(t, openAt(t, Config{Dir: dir}), "/a", "1")
 	})
+	t.Run("before its log had a segment", func(t *testing.T) {
+		dir := t.TempDir()
+		if out, err := child(t, "die while it begins", dir).Output(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if err := os.RemoveAll(walDir(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(walDir(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		put(t, openAt(t, Config{Dir: dir}), "/a", "1")
+	})
 	for i := range 5 {
 		t.Run(fmt.Sprint("at a random instant, ", i), func(t *testing.T) {
 			dir := t.TempDir()

@@ -38,7 +38,12 @@ func verify(dir string) (unborn bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	hasLog, err := exists(logs)
+	segments, err := filepath.Glob(filepath.Join(logs, "*.wal"))
+	if err != nil {
+		return false, err
+	}
+	hasLog := len(segments) > 0
+	begun, err := exists(logs) // its folder is made before its first segment
 	if err != nil {
 		return false, err
 	}
@@ -55,7 +60,7 @@ func verify(dir string) (unborn bool, err error) {
 	case !hasLog && found.index > 0:
 		return false, fmt.Errorf("%s is missing although %s has data", logs, db)
 	case !hasLog: // new, or the first start was interrupted
-		return false, nil
+		return begun, nil
 	case !hasPages:
 		return false, fmt.Errorf("%s is missing although %s is there", db, logs)
 	}
