@@ -23,6 +23,9 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
+// buildTags are those of the Makefile.
+const buildTags = "grpcnotrace"
+
 // maxAgentBytes is what the agent may weigh, stripped.
 const maxAgentBytes = 30_000_000
 
@@ -35,7 +38,7 @@ var built = sync.OnceValues(func() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, name := range []string{"legation", "legation-agent"} {
 		path := filepath.Join(dir, name)
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/"+name)
+		cmd := exec.Command("go", "build", "-trimpath", "-tags", buildTags, "-ldflags", "-s -w", "-o", path, "./cmd/"+name)
 		cmd.Dir = "../.."
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if talk, err := cmd.CombinedOutput(); err != nil {
@@ -55,6 +58,16 @@ func binaries(t *testing.T) map[string][]byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func TestTheMakefileBuildsWithTheTagsTestedHere(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(root(t), "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^TAGS := ` + buildTags + `$`).Match(raw) {
+		t.Errorf("the Makefile does not build with -tags %s", buildTags)
+	}
 }
 
 func TestTheAgentIsSmall(t *testing.T) {
