@@ -65,6 +65,28 @@ func newTerminal(t *testing.T) *terminal {
 	return term
 }
 
+// start makes argv the leader of the terminal's session.
+func (term *terminal) start(t *testing.T, argv ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "LEGATION_ENVOY="+envoytest.Binary(t), "PS1=> ")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = term.line, term.line, term.line
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	term.line.Close()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd
+}
+
+func (term *terminal) types(t *testing.T, keys string) {
+	t.Helper()
+	if _, err := term.keys.WriteString(keys); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (term *terminal) says(t *testing.T, what string) {
 	t.Helper()
 	world.Until(t, world.Patience, "the terminal shows "+what, func() error {
@@ -85,21 +107,9 @@ func TestAtATerminalKeysReachTheProgramOnce(t *testing.T) {
 	t.Parallel()
 	w, n := solo(t)
 	term := newTerminal(t)
-	cmd := exec.Command(world.Tool(w, "legation-agent"), "run", "--socket", n.Socket, "--outbound", "nobody:8080", "--", w.As("any"), "signals")
-	cmd.Env = append(os.Environ(), "LEGATION_ENVOY="+envoytest.Binary(t))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = term.line, term.line, term.line
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	term.line.Close()
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	cmd := term.start(t, world.Tool(w, "legation-agent"), "run", "--socket", n.Socket, "--outbound", "nobody:8080", "--", w.As("any"), "signals")
 	term.says(t, "waiting")
-	if _, err := term.keys.WriteString("\x03"); err != nil { // Ctrl-C
-		t.Fatal(err)
-	}
+	term.types(t, "\x03") // Ctrl-C
 	term.says(t, "got interrupt")
 	_ = cmd.Process.Signal(syscall.SIGUSR1) // the one who asks is told; what came before it has come
 	term.says(t, "got user defined signal 1")
@@ -107,7 +117,7 @@ func TestAtATerminalKeysReachTheProgramOnce(t *testing.T) {
 		t.Errorf("one Ctrl-C came %d times", got)
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	<-ended
+	_ = cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Errorf("exit code %d, want the program's own 7; it showed %s", code, term.shown())
 	}
@@ -129,4 +139,68 @@ func TestASignalBeforeTheProgramRunsEndsTheSession(t *testing.T) {
 	if code := s.Exit(world.Patience); code != 128+int(syscall.SIGTERM) {
 		t.Errorf("exit code %d: %s", code, s.Tail(5))
 	}
+}
+
+// descendant finds a process below another by the end of its executable.
+func descendant(pid int, exe string) int {
+	for _, child := range world.Children(pid) {
+		if strings.HasSuffix(world.Exe(child), exe) {
+			return child
+		}
+		if found := descendant(child, exe); found != 0 {
+			return found
+		}
+	}
+	return 0
+}
+
+// state of a process, as ps shows it.
+func state(pid int) string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "gone"
+	}
+	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	return fields[0]
+}
+
+func TestAShellStopsAndContinuesASession(t *testing.T) {
+	t.Parallel()
+	w, n := solo(t)
+	term := newTerminal(t)
+	shell := term.start(t, "/bin/bash", "--norc", "--noprofile", "-i")
+	// In a pipeline, as with a pager.
+	term.types(t, world.Tool(w, "legation-agent")+" run --socket "+n.Socket+" --outbound nobody:8080 -- "+w.As("any")+" signals | cat\n")
+	term.says(t, "waiting")
+	program, envoy := descendant(shell.Process.Pid, w.As("any")), descendant(shell.Process.Pid, "/envoy")
+	if program == 0 || envoy == 0 {
+		t.Fatalf("program %d, Envoy %d", program, envoy)
+	}
+	in := func(pid int, want ...string) {
+		t.Helper()
+		world.Until(t, world.Patience, fmt.Sprintf("process %d is %v", pid, want), func() error {
+			for _, s := range want {
+				if state(pid) == s {
+					return nil
+				}
+			}
+			return fmt.Errorf("it is %s; the terminal shows %q", state(pid), term.shown())
+		})
+	}
+	term.types(t, "\x1a") // Ctrl-Z
+	in(program, "T")
+	term.says(t, "Stopped")
+	in(envoy, "S", "R") // connections are not cut by a key
+	term.types(t, "fg\n")
+	in(program, "S", "R")
+	if err := syscall.Kill(descendant(shell.Process.Pid, "/legation-agent"), syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	term.says(t, "got user defined signal 1")
+	if err := syscall.Kill(program, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	in(envoy, "gone")
+	term.types(t, "echo shell $((40+2))\n") // and it has the terminal again
+	term.says(t, "shell 42")
 }
