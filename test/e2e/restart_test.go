@@ -148,6 +148,10 @@ func TestWithoutAControlPlaneEverythingGoesOn(t *testing.T) {
 		return errors.New("no Envoy")
 	})
 	p.flows()
+	// A new session of a known identity begins from the cache, too.
+	p.alice.Kill()
+	p.alice.Start()
+	p.flows()
 	st, err := p.node.Status()
 	if err != nil || st.Connected || len(st.Problems) == 0 {
 		t.Errorf("status tells nothing of the absent control plane: %+v, %v", st, err)

@@ -375,7 +375,7 @@ func (sn *session) end() {
 		sn.log.Info("session left for the next agent")
 		return
 	}
-	sn.server.p.Manager.Forget(svid.Instance("session/" + sn.id)) // nobody will ask for this key again
+	sn.server.p.Manager.Retire(svid.Instance("session/" + sn.id))
 	sn.server.forget(sn.id)
 	sn.server.p.Link.Report(&nodev1.ReportRequest{Gone: []string{Subscriber(sn.id)}})
 	sn.log.Info("session ended")

@@ -27,6 +27,8 @@ const (
 type cacheFile struct {
 	Version int         `json:"version"`
 	SVIDs   []cacheSVID `json:"svids"`
+	// Retired are of instances that ended.
+	Retired []cacheSVID `json:"retired,omitempty"`
 	// Superseded are on their way into the CRL.
 	Superseded []superseded `json:"superseded,omitempty"`
 }
@@ -86,6 +88,14 @@ func (m *Manager) save() error {
 			Entry: s.key.entry, ID: s.svid.ID.String(), Instance: string(s.key.instance), Spec: s.spec,
 			Chain: s.svid.Chain, Key: s.svid.KeyPKCS8,
 			SignedAt: s.signedAt, RenewAt: s.svid.RenewAt, UsedAt: used, Supersedes: s.supersedes,
+		})
+	}
+	m.pruneRetiredLocked(wall)
+	for _, entry := range slices.Sorted(maps.Keys(m.retired)) {
+		r := m.retired[entry]
+		held = append(held, r.svid)
+		file.Retired = append(file.Retired, cacheSVID{
+			Entry: entry, ID: r.svid.ID.String(), Instance: r.kind, Spec: r.spec, Chain: r.svid.Chain, Key: r.svid.KeyPKCS8, RenewAt: r.svid.RenewAt,
 		})
 	}
 	for _, serial := range slices.Sorted(maps.Keys(m.superseded)) {
@@ -151,6 +161,11 @@ func (m *Manager) restore() {
 		v.RenewAt = c.RenewAt
 		s.put(v, c.Spec, wall)
 		s.signedAt, s.usedAt, s.supersedes = c.SignedAt, c.UsedAt, c.Supersedes
+	}
+	for _, c := range file.Retired {
+		if v, err := c.svid(wall); err == nil && len(m.retired) < m.p.CacheSize {
+			m.retired[c.Entry] = retired{c.Instance, c.Spec, v}
+		}
 	}
 	m.evictLocked()
 }

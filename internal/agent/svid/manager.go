@@ -66,6 +66,7 @@ type Manager struct {
 
 	kick    chan struct{}          // something wants to be signed
 	dirty   chan struct{}          // the sealed cache is behind
+	retired map[string]retired     // by entry
 	spares  chan *ecdsa.PrivateKey // made in advance
 	explain *rate.Limiter          // questions to the control plane
 
@@ -102,6 +103,7 @@ func New(p Params) *Manager {
 		p: p, log: p.Log,
 		kick:    make(chan struct{}, 1),
 		dirty:   make(chan struct{}, 1),
+		retired: map[string]retired{},
 		spares:  make(chan *ecdsa.PrivateKey, spareKeys),
 		explain: rate.NewLimiter(5, 10),
 		slots:   map[slotKey]*slot{},

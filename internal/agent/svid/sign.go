@@ -201,6 +201,7 @@ func (m *Manager) finish(ctx context.Context, jobs []*job) {
 		if j.err != nil {
 			m.metrics.signed.WithLabelValues(string(fault.KindOf(j.err))).Inc()
 			s.failed(j.err)
+			m.adoptLocked(s, j.err, wall)
 			s.wakeAll()
 			continue
 		}
