@@ -141,7 +141,7 @@ func (o *owner) Status(context.Context, *localv1.StatusRequest) (*localv1.Status
 		return r, nil
 	}
 	r.Identities = []*localv1.IdentityStatus{identity()}
-	r.Subscribers = []*localv1.SubscriberStatus{{Subscriber: "envoy/1", SpiffeId: "spiffe://example.org/ns/default/sa/web", Pid: 12,
+	r.Subscribers = []*localv1.SubscriberStatus{{Subscriber: "envoy/1", SpiffeId: "spiffe://example.org/ns/default/sa/web", Pid: 12, Exposed: "the program is root",
 		States: []*nodev1.SubscriberState{{Type: "secret", Name: "ROOTCA", Error: "bad CRL"}, {Type: "secret", Name: "default", SentVersion: "2", AckedVersion: "1"}}}}
 	r.Problems = []string{"envoy/1 refused ROOTCA: bad CRL"}
 	return r, nil
@@ -267,7 +267,7 @@ func TestWhatPeopleRead(t *testing.T) {
 		{"a serial where an ID belongs", "", "revoke aa", 2, false, nil, []string{"legation revoke --serial aa"}},
 		{"problems make status end with 1", "", "status", 1, false, []string{"problems\n  - envoy/1 on web-1 refused ROOTCA: bad CRL", "behind         1"}, []string{"1 problem, listed above"}},
 		{"a healthy status", "", "status", 0, true, []string{"problems       none"}, nil},
-		{"what an agent is behind with", "", "status --node", 1, false, []string{"behind: secret ROOTCA, refused: bad CRL", "behind: secret default"}, nil},
+		{"what an agent is behind with", "", "status --node", 1, false, []string{"exposed: the program is root", "behind: secret ROOTCA, refused: bad CRL", "behind: secret default"}, nil},
 		{"why, with what comes near", "", "why --pid 12", 0, false, []string{"Process 12 gets it.", "default/api", "the process lacks unix:uid:7"}, nil},
 		{"why nothing", "", "why", 2, false, nil, []string{"name a process (--pid)"}},
 		{"no nodes: what to do", "", "node list", 0, true, nil, []string{"legation token create --node NAME"}},

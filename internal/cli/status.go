@@ -186,6 +186,9 @@ func (o *options) printAgent(r *localv1.StatusResponse) error {
 			fmt.Fprintf(w, ", presents %.16s, ends in %s", s.Served.Serial, until(s.Served.NotAfterUnix))
 		}
 		fmt.Fprintln(w)
+		if s.Exposed != "" {
+			fmt.Fprintf(w, "    exposed: %s\n", s.Exposed)
+		}
 		for _, st := range s.States {
 			if st.Error != "" || st.SentVersion != st.AckedVersion {
 				fmt.Fprintf(w, "    behind: %s %s%s\n", st.Type, st.Name, refused(st))
@@ -231,6 +234,8 @@ type subscriberView struct {
 	// Presents is the serial that its Envoy was last seen to present.
 	Presents      string `json:"presents,omitempty"`
 	PresentsUntil string `json:"presentsUntil,omitempty"`
+	// Exposed says what is missing between the program and its Envoy.
+	Exposed string `json:"exposed,omitempty"`
 }
 
 func viewIdentities(list []*localv1.IdentityStatus) []identityView {
@@ -249,7 +254,7 @@ func viewAgent(r *localv1.StatusResponse) agentView {
 		Identities: viewIdentities(r.Identities), Subscribers: []subscriberView{}, Problems: append([]string{}, r.Problems...),
 	}
 	for _, s := range r.Subscribers {
-		sv := subscriberView{Subscriber: s.Subscriber, SPIFFEID: s.SpiffeId, PID: s.Pid, Behind: []string{}}
+		sv := subscriberView{Subscriber: s.Subscriber, SPIFFEID: s.SpiffeId, PID: s.Pid, Behind: []string{}, Exposed: s.Exposed}
 		if s.Served != nil {
 			sv.Presents, sv.PresentsUntil = s.Served.Serial, stamp(s.Served.NotAfterUnix)
 		}

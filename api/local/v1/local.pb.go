@@ -1559,7 +1559,10 @@ type SubscriberStatus struct {
 	Pid        int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
 	States     []*v1.SubscriberState  `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
 	// What its Envoy was last seen to present; absent when that is not known.
-	Served        *v1.ServedCertificate `protobuf:"bytes,5,opt,name=served,proto3" json:"served,omitempty"`
+	Served *v1.ServedCertificate `protobuf:"bytes,5,opt,name=served,proto3" json:"served,omitempty"`
+	// What keeps the program from its Envoy's key, or from leaving the capture,
+	// is missing, and what to do; empty where nothing is.
+	Exposed       string `protobuf:"bytes,6,opt,name=exposed,proto3" json:"exposed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1627,6 +1630,13 @@ func (x *SubscriberStatus) GetServed() *v1.ServedCertificate {
 		return x.Served
 	}
 	return nil
+}
+
+func (x *SubscriberStatus) GetExposed() string {
+	if x != nil {
+		return x.Exposed
+	}
+	return ""
 }
 
 type WhyRequest struct {
@@ -1909,7 +1919,7 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\binstance\x18\x03 \x01(\tR\binstance\x12\x16\n" +
 	"\x06serial\x18\x04 \x01(\tR\x06serial\x12$\n" +
 	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12\"\n" +
-	"\rrenew_at_unix\x18\x06 \x01(\x03R\vrenewAtUnix\"\xd9\x01\n" +
+	"\rrenew_at_unix\x18\x06 \x01(\x03R\vrenewAtUnix\"\xf3\x01\n" +
 	"\x10SubscriberStatus\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
@@ -1917,7 +1927,8 @@ const file_api_local_v1_local_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x129\n" +
 	"\x06states\x18\x04 \x03(\v2!.legation.node.v1.SubscriberStateR\x06states\x12;\n" +
-	"\x06served\x18\x05 \x01(\v2#.legation.node.v1.ServedCertificateR\x06served\"z\n" +
+	"\x06served\x18\x05 \x01(\v2#.legation.node.v1.ServedCertificateR\x06served\x12\x18\n" +
+	"\aexposed\x18\x06 \x01(\tR\aexposed\"z\n" +
 	"\n" +
 	"WhyRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +

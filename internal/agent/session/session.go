@@ -45,6 +45,7 @@ type session struct {
 	visible bool // guarded by Server.mu: begin is done
 
 	// Set by begin, then read only.
+	exposed  string // what is missing between program and Envoy
 	child    *workload.Caller
 	entry    *nodev1.Entry
 	attested *localv1.Attested
@@ -190,9 +191,21 @@ func (sn *session) attest(ctx context.Context) (err error) {
 		return err
 	}
 	sn.child, sn.entry, sn.sub, sn.first = child, entry, sub, first
+	sn.exposed = exposure(child.UID(), sn.start.EnvoyUid)
 	sn.log = sn.log.With("spiffe_id", entry.SpiffeId)
 	sn.log.Info("session opened", "pid", sn.start.ChildPid, "entry", entry.Name, "path", sn.start.ExecPath, "resumed", sn.resumed)
 	return nil
+}
+
+// exposure says what a program of one user can do to an Envoy of another.
+func exposure(program, proxy uint32) string {
+	switch program {
+	case proxy:
+		return fmt.Sprintf("program and Envoy are both uid %d: the program can read its Envoy's key; run it as root with --user", program)
+	case 0:
+		return "the program is root: it can read its Envoy's key and leave a capture; run it with --user"
+	}
+	return ""
 }
 
 func choose(svids []*svid.SVID, wanted string) (*nodev1.Entry, error) {

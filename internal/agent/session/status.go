@@ -143,7 +143,7 @@ func (sn *session) subscriberStatus() *localv1.SubscriberStatus {
 	states := sn.states()
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
-	return &localv1.SubscriberStatus{Subscriber: Subscriber(sn.id), SpiffeId: sn.spiffeID(), Pid: sn.envoyPID, States: states, Served: sn.seen}
+	return &localv1.SubscriberStatus{Subscriber: Subscriber(sn.id), SpiffeId: sn.spiffeID(), Pid: sn.envoyPID, States: states, Served: sn.seen, Exposed: sn.exposed}
 }
 
 // describe adds this session's connections and failures.
