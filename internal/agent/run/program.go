@@ -57,17 +57,23 @@ func resolve(argv []string) (resolved, error) {
 			}
 			return resolved{path: real, argv: args}, nil
 		}
-		interpreter, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
+		// As the kernel reads it (fs/binfmt_script.c): one argument, after
+		// spaces or tabs.
+		line = strings.Trim(line, " \t")
+		interpreter, arg := line, ""
+		if i := strings.IndexAny(line, " \t"); i >= 0 {
+			interpreter, arg = line[:i], line[i+1:]
+		}
 		if interpreter == "" {
 			return resolved{}, fault.New(fault.Invalid, "%s: empty #! line", path)
 		}
 		next := []string{interpreter}
-		if arg = strings.TrimSpace(arg); arg != "" {
+		if arg = strings.Trim(arg, " \t"); arg != "" {
 			next = append(next, arg)
 		}
 		args = append(append(next, path), args[1:]...)
 		// "#!/usr/bin/env NAME": env would exec NAME, unseen by attestation.
-		if filepath.Base(interpreter) == "env" && arg != "" && !strings.ContainsAny(arg, " =-") {
+		if filepath.Base(interpreter) == "env" && arg != "" && !strings.HasPrefix(arg, "-") && !strings.ContainsAny(arg, " \t=") {
 			found, err := exec.LookPath(arg)
 			if err != nil {
 				return resolved{}, fault.New(fault.Invalid, "%s: interpreter %q: %w", path, arg, err)
@@ -195,6 +201,11 @@ func Stub(path string, argv []string) int {
 	unix.CloseOnExec(fdFail)
 	var env []string
 	env = append(env, os.Environ()...)
+	// A Go program raises its limit of open files when it starts. Exec puts it
+	// back and execveat does not: a program that cannot deal with descriptors
+	// above 1023 must find the limit that it was given. This one fails, on
+	// purpose: nothing has an empty name.
+	_ = syscall.Exec("", nil, nil)
 	// By descriptor: what runs is what was attested, whatever has become of the path.
 	err := execveat(fdExec, argv, env)
 	fmt.Fprintf(os.NewFile(fdFail, "fail"), "%v", err)

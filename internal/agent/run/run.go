@@ -103,7 +103,7 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	s := &session{Options: o, child: c, requests: make(chan *localv1.SessionRequest, 16), ready: make(chan struct{}), begun: time.Now(), accepted: map[string][]envoy.Pair{}}
+	s := &session{Options: o, child: c, requests: make(chan *localv1.SessionRequest, 256), ready: make(chan struct{}), begun: time.Now(), accepted: map[string][]envoy.Pair{}}
 	code, err := s.run(ctx)
 	return code, err
 }
@@ -262,6 +262,11 @@ func pairs(list []*localv1.SocketPair) []envoy.Pair {
 // closeSockets ends connections of our Envoy: as its parent this process may.
 func (s *session) closeSockets(ctx context.Context, m *localv1.CloseSockets) {
 	pid := int(m.EnvoyPid)
+	if pid != s.proxy.PID() { // its connections ended with it, and the pid may be another's
+		delete(s.accepted, m.Id)
+		s.send(closedMessage(&localv1.SocketsClosed{Id: m.Id, Unnamed: m.Unnamed}))
+		return
+	}
 	targets := pairs(m.Sockets)
 	if m.Unnamed {
 		targets = append(targets, envoy.Unnamed(s.accepted[m.Id], pairs(m.Keep))...)
@@ -279,7 +284,11 @@ func (s *session) closeSockets(ctx context.Context, m *localv1.CloseSockets) {
 		}
 		s.accepted[m.Id] = accepted
 	}
-	s.send(&localv1.SessionRequest{Message: &localv1.SessionRequest_Closed{Closed: &localv1.SocketsClosed{Id: m.Id, Closed: uint32(closed), Failures: failures, Unnamed: m.Unnamed}}})
+	s.send(closedMessage(&localv1.SocketsClosed{Id: m.Id, Closed: uint32(closed), Failures: failures, Unnamed: m.Unnamed}))
+}
+
+func closedMessage(m *localv1.SocketsClosed) *localv1.SessionRequest {
+	return &localv1.SessionRequest{Message: &localv1.SessionRequest_Closed{Closed: m}}
 }
 
 // waitReady waits until Envoy holds its secrets and serves its listeners.
