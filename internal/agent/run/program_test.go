@@ -268,7 +268,11 @@ func TestNothingOutlivesAParentThatIsKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			poll := []unix.PollFd{{Fd: int32(handle), Events: unix.POLLIN}}
-			if n, err := unix.Poll(poll, 10_000); n != 1 || err != nil {
+			n, err := 0, error(unix.EINTR)
+			for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.EINTR) && time.Now().Before(deadline); {
+				n, err = unix.Poll(poll, 10_000)
+			}
+			if n != 1 || err != nil {
 				_ = unix.Kill(pid, unix.SIGKILL)
 				t.Errorf("process %d lives on (%v)", pid, err)
 			}
