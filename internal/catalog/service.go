@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -23,7 +24,8 @@ type Service struct {
 	// Addresses are the virtual addresses.
 	Addresses []netip.Addr
 	Ports     []ServicePort
-	// Problems say, in words, which endpoints take no traffic and why.
+	// Problems say, in words, which endpoints take no traffic and why, and which
+	// take it at another port than somebody wrote down.
 	Problems []string
 
 	memo Memo
@@ -81,7 +83,7 @@ func (b *builder) joinService(o *object) *Service {
 			out.Addresses = append(out.Addresses, addr)
 		}
 	}
-	sources := append(b.entrySources(svc), b.sliceSources(svc, out)...)
+	sources := append(b.entrySources(svc, out), b.sliceSources(svc, out)...)
 	for _, p := range svc.Spec.Ports {
 		sp := ServicePort{Name: p.Name, Port: uint16(p.Port)}
 		for _, src := range sources {
@@ -134,7 +136,7 @@ func annotatedIDs(o metav1.Object) []string {
 }
 
 // entrySources are the WorkloadEntries that the Service selects.
-func (b *builder) entrySources(svc *corev1.Service) []endpointSource {
+func (b *builder) entrySources(svc *corev1.Service, out *Service) []endpointSource {
 	first, ok := firstPair(svc.Spec.Selector)
 	if !ok {
 		return nil
@@ -157,10 +159,15 @@ func (b *builder) entrySources(svc *corev1.Service) []endpointSource {
 				n, ok := w.Spec.Ports[p.TargetPort.StrVal]
 				return uint16(n), ok
 			}
+			n := uint16(p.Port)
 			if p.TargetPort.IntVal != 0 {
-				return uint16(p.TargetPort.IntVal), true
+				n = uint16(p.TargetPort.IntVal)
 			}
-			return uint16(p.Port), true
+			if len(w.Spec.Ports) > 0 {
+				out.Problems = append(out.Problems, fmt.Sprintf("WorkloadEntry %s names the ports %s, and port %d of the Service has the name %q: "+
+					"%d is connected to; in spec.ports write the name of the Service's port", name, strings.Join(sortedKeys(w.Spec.Ports), ", "), p.Port, p.Name, n))
+			}
+			return n, true
 		}
 		sources = append(sources, src)
 		return true

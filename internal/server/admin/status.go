@@ -64,6 +64,9 @@ func (s *Server) describe(r registry.Record, here map[string]Presence, subs map[
 	return n
 }
 
+// maxServiceProblems bounds what a status tells of services.
+const maxServiceProblems = 20
+
 // soon is when an authority's end is worth a problem line.
 const soon = 30 * 24 * time.Hour
 
@@ -125,6 +128,17 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 	}
 	for _, q := range snapshot.Quarantined() {
 		r.Problems = append(r.Problems, fmt.Sprintf("stored %s %s/%s cannot be read and is not in force: %s; apply it again", q.Kind, q.Namespace, q.Name, q.Reason))
+	}
+	told := 0
+	for _, svc := range snapshot.Services() {
+		for _, p := range svc.Problems {
+			if told++; told <= maxServiceProblems {
+				r.Problems = append(r.Problems, fmt.Sprintf("service %s: %s", svc.Host(), p))
+			}
+		}
+	}
+	if told > maxServiceProblems {
+		r.Problems = append(r.Problems, fmt.Sprintf("%d more problems of services", told-maxServiceProblems))
 	}
 	for _, st := range s.p.Engine.Statuses(distribute.Filter{}) {
 		if st.Error != "" {
