@@ -6,10 +6,10 @@ package cli
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	localv1 "github.com/legation-io/legation/api/local/v1"
@@ -107,7 +107,7 @@ func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) 
 		if err := reach(ctx, path); err != nil {
 			return nil, nil, err
 		}
-		conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("unix://"+path, append(callOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -116,9 +116,11 @@ func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) 
 	if os.Getenv("SPIFFE_ENDPOINT_SOCKET") == "" {
 		return nil, nil, fault.New(fault.Invalid, "--server %s needs an operator's SVID: set SPIFFE_ENDPOINT_SOCKET to the agent's socket, or use unix://PATH on the server's machine", target)
 	}
-	source, err := workloadapi.NewX509Source(ctx)
+	first, stop := context.WithTimeout(ctx, answerWithin)
+	defer stop()
+	source, err := workloadapi.NewX509Source(first)
 	if err != nil {
-		return nil, nil, fmt.Errorf("get the operator's SVID: %w", err)
+		return nil, nil, fault.New(fault.Unavailable, "get the operator's SVID from %s: %w\ntry: declare a WorkloadIdentity for this user (legation why --selector unix:uid:%d says what is near), or use unix://PATH on the server's machine", os.Getenv("SPIFFE_ENDPOINT_SOCKET"), err, os.Getuid())
 	}
 	own, err := source.GetX509SVID()
 	if err != nil {
@@ -132,12 +134,32 @@ func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) 
 	}
 	cfg := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeID(server))
 	cfg.MinVersion = tls.VersionTLS13
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+	conn, err := grpc.NewClient(target, append(callOptions(), grpc.WithTransportCredentials(credentials.NewTLS(cfg)))...)
 	if err != nil {
 		source.Close()
 		return nil, nil, err
 	}
 	return conn, func() { conn.Close(); source.Close() }, nil
+}
+
+const (
+	// answerWithin bounds the wait for one answer; streams say themselves how
+	// long they last.
+	answerWithin = time.Minute
+	// maxAnswer bounds one answer: a large fleet's status is more than gRPC's
+	// 4 MB.
+	maxAnswer = 80 << 20
+)
+
+func callOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			ctx, stop := context.WithTimeout(ctx, answerWithin)
+			defer stop()
+			return invoke(ctx, method, req, reply, conn, opts...)
+		}),
+	}
 }
 
 // admin calls f with a client of the control plane.
