@@ -58,19 +58,29 @@ func Listen(path string, mode os.FileMode) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("make socket %s: %w", path, err)
 	}
-	return &listener{UnixListener: l, path: path}, nil
+	made, err := os.Lstat(path)
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	return &listener{UnixListener: l, path: path, made: made}, nil
 }
 
-// listener removes its path when it is closed.
+// listener removes its path when it is closed, unless another socket has
+// taken it: whoever is started meanwhile finds nobody listening.
 type listener struct {
 	*net.UnixListener
 	path string
+	made os.FileInfo
 }
 
 func (l *listener) Close() error {
 	err := l.UnixListener.Close()
-	if err == nil {
+	if err != nil {
+		return err
+	}
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
 		os.Remove(l.path)
 	}
-	return err
+	return nil
 }
