@@ -19,6 +19,7 @@ import (
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/limit"
 )
 
 // envoyDoor decides what an Envoy that people run themselves may see over
@@ -28,6 +29,7 @@ type envoyDoor struct {
 	engine  *distribute.Engine
 	link    *upstream.Link
 	holdOff time.Duration
+	streams *limit.Slots // by uid
 	running sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
@@ -57,8 +59,11 @@ type served struct {
 	svid    *svid.SVID
 }
 
+// streamsPerUID is how many one user but root may have open at once.
+const streamsPerUID = 1024
+
 func newEnvoyDoor(m *svid.Manager, e *distribute.Engine, link *upstream.Link, holdOff time.Duration) *envoyDoor {
-	return &envoyDoor{manager: m, engine: e, link: link, holdOff: holdOff, conns: map[string]*envoyConn{}}
+	return &envoyDoor{manager: m, engine: e, link: link, holdOff: holdOff, streams: limit.NewSlots(streamsPerUID), conns: map[string]*envoyConn{}}
 }
 
 func (d *envoyDoor) wait() { d.running.Wait() }
@@ -71,8 +76,15 @@ func (d *envoyDoor) authorise(ctx context.Context) (*sds.Attachment, error) {
 	if !ok {
 		return nil, fault.New(fault.Denied, "the caller's process is not known")
 	}
+	release := func() {}
+	if uid := caller.UID(); uid != 0 {
+		if release, ok = d.streams.Acquire(fmt.Sprint(uid)); !ok {
+			return nil, fault.New(fault.Limited, "uid %d has %d SDS streams open, its limit; close some first", uid, streamsPerUID)
+		}
+	}
 	selectors, err := caller.Selectors(ctx)
 	if err != nil {
+		release()
 		return nil, err
 	}
 	sub := d.manager.Subscribe(selectors, svid.Instance(fmt.Sprintf("uid/%d", caller.UID())))
@@ -87,6 +99,7 @@ func (d *envoyDoor) authorise(ctx context.Context) (*sds.Attachment, error) {
 	d.running.Go(func() { d.publish(publishing, conn, scope, sub) })
 	closed := func() {
 		cancel()
+		release()
 		sub.Close()
 		d.mu.Lock()
 		delete(d.conns, name)

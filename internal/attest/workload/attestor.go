@@ -48,7 +48,7 @@ type Attestor struct {
 
 // NewAttestor starts nothing; Run does the watching.
 func NewAttestor(p Params) *Attestor {
-	a := &Attestor{want: p.Want, log: p.Log, epoll: -1, watched: map[int]*Caller{}, talk: telemetry.NewSampler(5, time.Minute)}
+	a := &Attestor{want: p.Want, log: p.Log, epoll: -1, watched: map[int]*Caller{}, talk: telemetry.NewSampler(5, time.Minute), hashes: newHashCache()}
 	if a.want == nil {
 		a.want = func() Want { return Want{SHA256: true, Names: true} }
 	}

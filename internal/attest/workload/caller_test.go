@@ -286,7 +286,7 @@ func TestSelectorsForExecAreThoseOfTheFileToBeRun(t *testing.T) {
 
 func TestTheHashFollowsTheContent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
-	var h hashCache
+	h := newHashCache()
 	for _, content := range []string{"one", "two", "six"} { // same size, same second
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -306,6 +306,33 @@ func TestTheHashFollowsTheContent(t *testing.T) {
 		}
 		if want := sha256.Sum256([]byte(content)); got != want {
 			t.Errorf("%q has another content's hash", content)
+		}
+	}
+}
+
+// A09: a file of an exabyte costs nothing to make, and an age to read.
+func TestAnEnormousExecutableIsNotHashed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, []byte("\x7fELF"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 1<<42); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := start(t, "wait")
+	started := time.Now()
+	all, err := SelectorsForExec(t.Context(), p.mustCaller(running(t)), f, path)
+	if err != nil || time.Since(started) > 5*time.Second {
+		t.Fatalf("%v after %s", err, time.Since(started))
+	}
+	for _, s := range all {
+		if strings.HasPrefix(s, "unix:sha256:") {
+			t.Errorf("it has %s", s)
 		}
 	}
 }

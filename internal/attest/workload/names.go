@@ -68,9 +68,22 @@ func (n *nameCache) get(key nameKey) string {
 // hashCache remembers the SHA-256 of executables by what stat says of them,
 // ctime included, which cannot be set back.
 type hashCache struct {
+	busy chan struct{} // as many as may read a file now
+
 	mu   sync.Mutex // guards sums
 	sums map[fileID][sha256.Size]byte
 }
+
+func newHashCache() hashCache { return hashCache{busy: make(chan struct{}, hashing)} }
+
+const (
+	// maxHashed is the largest executable that gets unix:sha256. Anybody can
+	// make a file of exabytes that takes no room, and run it.
+	maxHashed = 1 << 30
+	// hashing at once: who changes his file all the time keeps no more of the
+	// machine busy, and those whose hash is known do not wait.
+	hashing = 2
+)
 
 // settle: a file changed just now may be changed again within the same tick
 // of its time stamps; it is hashed again next time.
@@ -93,8 +106,10 @@ func (h *hashCache) sum(path string, id fileID) (sum [sha256.Size]byte, err erro
 	if ok {
 		return sum, nil
 	}
+	h.busy <- struct{}{}
+	defer func() { <-h.busy }()
 	hash := sha256.New()
-	if _, err := io.Copy(hash, f); err != nil {
+	if _, err := io.Copy(hash, io.LimitReader(f, maxHashed)); err != nil {
 		return sum, fmt.Errorf("read the executable: %w", err)
 	}
 	if after, err := hashID(f, id); err != nil || after != before {

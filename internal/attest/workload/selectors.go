@@ -92,7 +92,7 @@ func (c *Caller) readSelectors(exec *os.File, path string) (all []Selector, agai
 	if names(path, executable) {
 		all = append(all, "unix:path:"+path)
 	}
-	if want.SHA256 {
+	if want.SHA256 && executable.size <= maxHashed {
 		file := procPath(c.pid, "exe")
 		if exec != nil {
 			file = "/proc/self/fd/" + strconv.Itoa(int(exec.Fd()))
