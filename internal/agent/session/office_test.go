@@ -64,8 +64,7 @@ func newOffice(t *testing.T) *office {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
 	log := slog.New(slog.DiscardHandler)
-	var link *upstream.Link
-	link = upstream.New(upstream.Params{
+	link := upstream.New(upstream.Params{
 		Servers: []string{p.Address}, TrustDomain: p.TrustDomain, BundleHash: p.Authority.BundleHash(),
 		Prover: attestnode.Proof(attestnode.JoinToken, []byte(p.Token("node-1"))), Log: log,
 		Snapshot: func() *nodev1.ReportRequest { return o.server.Snapshot() },

@@ -97,10 +97,10 @@ func TestTheLastWordWaitsForConnectionsThatStillEnd(t *testing.T) {
 	eventually(t, "the first word", func() bool { return len(got.all()) > 0 })
 	id := got.all()[0].Id
 	begun := time.Now()
-	const rounds = 4
+	const rounds = 8
 	for n := 1; n <= rounds; n++ { // each within the time to settle, together beyond it
 		must(t, s.Apply(&nodev1.ReportRequest{Ended: []*nodev1.ConnectionsEnded{{Revocation: id, Subscriber: "envoy/a", Closed: uint32(n)}}}))
-		pause := time.NewTimer(settle * 2 / 3)
+		pause := time.NewTimer(settle / 4)
 		select {
 		case err := <-done:
 			t.Fatalf("%v after %s, round %d: %v", got.all()[len(got.all())-1], time.Since(begun), n, err)

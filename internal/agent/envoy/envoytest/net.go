@@ -11,13 +11,23 @@ import (
 // Port is a TCP port on loopback that was free a moment ago.
 func Port(t testing.TB) uint32 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := uint32(l.Addr().(*net.TCPAddr).Port)
+		l.Close()
+		if _, given := ports.LoadOrStore(port, true); !given {
+			return port
+		}
 	}
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
+	t.Fatal("no port is free that was not given already")
+	return 0
 }
+
+// ports that were given: the kernel may offer one again.
+var ports sync.Map
 
 // Echo answers every connection with what it says, until the test ends.
 func Echo(t testing.TB, address string) uint32 {
