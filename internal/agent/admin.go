@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sort"
@@ -52,8 +53,10 @@ func (s *agentAdmin) Status(_ context.Context, req *localv1.StatusRequest) (*loc
 	for _, c := range view.CRLs {
 		r.CrlNumber = max(r.CrlNumber, c.Number)
 	}
-	for _, h := range view.Heartbeats {
-		r.HeartbeatUnix = max(r.HeartbeatUnix, h.UnixSeconds)
+	for _, h := range view.Heartbeats { // of several authorities the one that is behind counts
+		if r.HeartbeatUnix == 0 || h.UnixSeconds < r.HeartbeatUnix {
+			r.HeartbeatUnix = h.UnixSeconds
+		}
 	}
 	if id, _ := a.link.Identity(); id != nil {
 		r.SpiffeId, r.AgentSvidExpiresUnix = id.ID.String(), id.NotAfter().Unix()
@@ -68,7 +71,7 @@ func (s *agentAdmin) Status(_ context.Context, req *localv1.StatusRequest) (*loc
 func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	var list []string
 	if !r.Connected {
-		list = append(list, fmt.Sprintf("no control plane answers (%s); what is held is served until it expires. Check that %s can be reached", r.LastError, r.Server))
+		list = append(list, fmt.Sprintf("no control plane answers (%s); what is held is served until it expires. Check that %s can be reached", cmp.Or(r.LastError, "still connecting"), r.Server))
 	}
 	age := time.Since(time.Unix(r.HeartbeatUnix, 0))
 	if r.HeartbeatUnix != 0 && age < -clockSlack {
@@ -76,6 +79,9 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	}
 	if limit := time.Duration(s.agent.cfg.MaxRevocationAge); r.HeartbeatUnix != 0 && age > limit {
 		list = append(list, fmt.Sprintf("the CRL was last confirmed %s ago, more than maxRevocationAge (%s): a revocation may not have arrived%s", age.Round(time.Second), limit, advice(r.Connected)))
+	}
+	if limit := time.Duration(s.agent.cfg.MaxRevocationAge); r.HeartbeatUnix == 0 && r.Connected && time.Since(time.Unix(r.SinceUnix, 0)) > limit {
+		list = append(list, fmt.Sprintf("the CRL was never confirmed since this agent was linked, more than maxRevocationAge (%s) ago: a revocation may not have arrived%s", limit, advice(true)))
 	}
 	list = append(list, endings(r, time.Now())...)
 	view, _ := s.agent.link.View()

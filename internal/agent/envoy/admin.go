@@ -37,10 +37,18 @@ func NewAdmin(socket string) *Admin {
 	}}
 }
 
-// maxAnswer bounds what the admin interface may say.
-const maxAnswer = 64 << 20
+// maxAnswer bounds what the admin interface may say, maxKept what of that is
+// held in memory: who answers at a session's socket is that session's user.
+const (
+	maxAnswer = 64 << 20
+	maxKept   = 4 << 20
+)
 
 func (a *Admin) do(ctx context.Context, method, path string, query url.Values, to io.Writer) error {
+	limit := int64(maxAnswer)
+	if _, kept := to.(*strings.Builder); kept {
+		limit = maxKept
+	}
 	u := url.URL{Scheme: "http", Host: "envoy", Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
@@ -55,12 +63,12 @@ func (a *Admin) do(ctx context.Context, method, path string, query url.Values, t
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxText)) // the status says enough without it
 		return fault.New(fault.Unavailable, "Envoy answers %s with %s: %s", path, resp.Status, strings.TrimSpace(string(text)))
 	}
-	n, err := io.Copy(to, io.LimitReader(resp.Body, maxAnswer+1))
+	n, err := io.Copy(to, io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return fmt.Errorf("read Envoy's answer to %s: %w", path, err)
 	}
-	if n > maxAnswer {
-		return fault.New(fault.Limited, "Envoy's answer to %s is longer than %d bytes", path, maxAnswer)
+	if n > limit {
+		return fault.New(fault.Limited, "Envoy's answer to %s is longer than %d bytes", path, limit)
 	}
 	return nil
 }
