@@ -10,12 +10,14 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"path/filepath"
 	"sort"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -27,6 +29,7 @@ import (
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -65,6 +68,7 @@ type Server struct {
 	running sync.WaitGroup
 	closing atomic.Bool // sessions that end now are resumed with the next agent
 	revoked revokedSerials
+	talk    *telemetry.Sampler
 
 	mu       sync.Mutex // guards sessions
 	sessions map[string]*session
@@ -78,7 +82,7 @@ func New(p Params) *Server {
 	if p.Clock == nil {
 		p.Clock = clock.System
 	}
-	s := &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}}
+	s := &Server{p: p, metrics: envoy.NewMetrics(p.Registerer), sessions: map[string]*session{}, talk: telemetry.NewSampler(20, time.Minute)}
 	if p.Registerer != nil {
 		p.Registerer.MustRegister(collector{s})
 	}
@@ -100,7 +104,13 @@ func (s *Server) Open(stream localv1.Sessions_OpenServer) error {
 	defer s.running.Done()
 	err := s.open(stream)
 	if err != nil && stream.Context().Err() == nil {
-		s.p.Log.Warn("session ended", "error", err)
+		uid := "?"
+		if caller, ok := workload.FromContext(stream.Context()); ok {
+			uid = fmt.Sprint(caller.UID())
+		}
+		if ok, left := s.talk.Allow(uid); ok { // any local process can try over and over
+			s.p.Log.Warn("session ended", "uid", uid, "error", err, "left_out", left)
+		}
 	}
 	return fault.GRPC(err)
 }
