@@ -49,10 +49,13 @@ func (s *State) blocks(id, node string) error {
 		return fault.New(fault.Denied, "%s is revoked; nothing is issued for it until somebody lifts that (legation lift %s)", id, id)
 	}
 	if s.BlockedNodes[node] {
-		return fault.New(fault.Denied, "node %s is revoked; nothing is issued to it until somebody lifts that (legation lift --node %s)", node, node)
+		return fault.New(fault.Denied, "node %s is revoked; nothing is issued to it until somebody lifts that (legation node unban %s)", node, node)
 	}
 	return nil
 }
+
+// BlocksNode returns fault.Denied when nothing may be issued to a node.
+func (s *State) BlocksNode(node string) error { return s.blocks("", node) }
 
 // known is what the store was last seen to hold.
 type known struct {

@@ -161,6 +161,7 @@ func (s *server) doors() {
 		TrustDomain: s.td, Authority: s.authority, Registry: s.registry, Attestors: map[string]attestnode.Attestor{tokens.Method(): tokens},
 		Entries: compiler, Subjects: compiler, Engine: s.engine, Acks: s.acks,
 		Bundle:  func() *nodev1.Bundle { st, _ := s.authority.State(); return st.Bundle },
+		Blocked: func(node string) error { st, _ := s.authority.State(); return st.BlocksNode(node) },
 		Explain: s.explain, Superseded: s.superseded,
 		Refused: func(_ context.Context, r node.Refusal) {
 			s.refused("refused", r.Action+" "+cmp.Or(r.Node, r.Peer)+" "+string(fault.KindOf(r.Err)), "node", r.Node, "peer", r.Peer, "action", r.Action, "object", r.Object, "error", r.Err)

@@ -162,7 +162,7 @@ func (l *Link) prepare() error {
 
 const (
 	backoffMin = 200 * time.Millisecond
-	backoffMax = 30 * time.Second
+	backoffMax = 5 * time.Second
 	// settled is how long a link must have been up for the next failure to
 	// count as the first.
 	settled = 10 * time.Second

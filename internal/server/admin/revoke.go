@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -178,6 +179,25 @@ func (f *following) wait(ctx context.Context, news <-chan struct{}, pause <-chan
 	return false, nil
 }
 
+// away names the nodes that may run verifiers and are not connected, except
+// those of which a subscriber is named already: a control plane that was
+// started again knows nothing of what is behind them.
+func (s *Server) away(named []string) []string {
+	records, _, _ := s.p.Registry.State()
+	here, now := s.presence(), s.p.Clock.Now()
+	var list []string
+	for name, r := range records {
+		_, connected := here[name]
+		if connected || r.Banned || r.Serial == "" || now.After(r.ExpiresAt) ||
+			slices.ContainsFunc(named, func(m string) bool { return strings.HasPrefix(m, name+"/") }) {
+			continue
+		}
+		list = append(list, name+" (the node is away)")
+	}
+	slices.Sort(list)
+	return list
+}
+
 // progress is the ledger's word on one revocation, now.
 func (s *Server) progress(r *nodev1.Revocation) *adminv1.RevokeProgress {
 	counts := s.p.Acks.CRL(r.CrlNumber)
@@ -189,6 +209,9 @@ func (s *Server) progress(r *nodev1.Revocation) *adminv1.RevokeProgress {
 		Unknown:      uint32(counts.Classes[nodev1.Class_CLASS_UNKNOWN].Total),
 		Missing:      counts.Missing,
 	}
+	away := s.away(counts.Missing)
+	p.Missing = append(p.Missing, away...)
+	p.Unknown += uint32(len(away))
 	for _, e := range s.p.Acks.Ended(r.Id) {
 		p.ConnectionsClosed += e.Closed
 		p.ConnectionsFailed += e.Failed
@@ -231,10 +254,12 @@ func (s *Server) Lift(ctx context.Context, req *adminv1.LiftRequest) (*adminv1.L
 		}
 		actor := callers.FromContext(ctx).String()
 		if req.Node != "" {
-			if err := s.p.Authority.Lift(ctx, spiffeid.ID{}, req.Node); err != nil && !fault.Is(err, fault.NotFound) {
-				return nil, err
+			blocked := s.p.Authority.Lift(ctx, spiffeid.ID{}, req.Node)
+			if blocked != nil && !fault.Is(blocked, fault.NotFound) {
+				return nil, blocked
 			}
-			if _, err := s.p.Registry.Lift(ctx, req.Node, actor); err != nil {
+			// A node that was revoked and not banned has its block alone.
+			if _, err := s.p.Registry.Lift(ctx, req.Node, actor); err != nil && blocked != nil {
 				return nil, err
 			}
 			s.audit(ctx, "node unbanned", "node", req.Node)

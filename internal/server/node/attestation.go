@@ -88,6 +88,11 @@ func (s *Server) attest(ctx context.Context, steps *steps, attempt attestnode.At
 	if err := checkAgentNames(csr, id); err != nil {
 		return nil, err // before the proof is spent
 	}
+	if s.p.Blocked != nil {
+		if err := s.p.Blocked(claim.Node); err != nil {
+			return nil, err // likewise
+		}
+	}
 	rec, err := s.p.Registry.Admit(ctx, attestor.Method(), claim)
 	if err != nil {
 		return nil, err

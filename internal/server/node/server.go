@@ -75,6 +75,9 @@ type Params struct {
 	// has taken its place, into the CRL; nil ignores it. fault.Denied: it is not
 	// of that node, or nothing newer is there.
 	Superseded func(ctx context.Context, node, serial string) error
+	// Blocked says why nothing may be issued to a node, which is asked before
+	// its proof is spent; optional.
+	Blocked func(node string) error
 	// Refused is told of every refusal that concerns what a node may, for the
 	// audit trail; optional. It must not block.
 	Refused func(ctx context.Context, r Refusal)
