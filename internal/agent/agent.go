@@ -85,7 +85,7 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	prover, err := readToken(cfg.JoinTokenFile)
+	prover, err := readToken(cfg.JoinTokenFile, log)
 	if err != nil {
 		return nil, err
 	}
@@ -143,13 +143,16 @@ func readRoots(path string) ([]*x509.Certificate, error) {
 }
 
 // readToken is how this node proves itself the first time.
-func readToken(path string) (attestnode.Prover, error) {
+func readToken(path string, log *slog.Logger) (attestnode.Prover, error) {
 	if path == "" {
 		return nil, nil
 	}
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // used and removed; the cached identity serves
+		// Used and removed: the cached identity serves. Without one the
+		// link says what is missing.
+		log.Info("there is no join token; the cached identity is used", "joinTokenFile", path)
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "joinTokenFile: %w", err)

@@ -53,9 +53,10 @@ func serveCommand() *cobra.Command {
 	var servers []string
 	c := &cobra.Command{
 		Use: "serve", Short: "Run the agent of this node", Args: cobra.NoArgs,
-		Long: `Serve runs the agent. The first start needs a join token and the control
-plane's bundle or its hash; later starts use the sealed identity in the data
-directory. Flags override the configuration file.`,
+		Long: `Serve runs the agent. It always needs the control plane's bundle or its hash,
+and at the first start a join token; later starts use the sealed identity in
+the data directory. A new token takes effect at a start. Flags override the
+configuration file.`,
 		Example: "  legation-agent serve --trust-domain example.org --server cp.example.org:15012 \\\n    --join-token-file /etc/legation/token --bundle-hash sha256:946f…",
 	}
 	f := c.Flags()

@@ -58,8 +58,32 @@ func ours(dir string) error {
 	return nil
 }
 
+// enterable refuses a folder that an Envoy's user cannot get to: Envoy would
+// only say "permission denied" of a file below it.
+func enterable(dir string, uid uint32) error {
+	if int(uid) == os.Geteuid() {
+		return nil
+	}
+	for path := filepath.Dir(dir); ; path = filepath.Dir(path) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return fault.New(fault.Unavailable, "look at the folder of sessions: %w", err)
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if ok && st.Uid != uid && info.Mode().Perm()&0o001 == 0 {
+			return fault.New(fault.Denied, "Envoy runs as uid %d, which cannot enter %s (%s) on the way to its session; chmod o+x that folder, or choose another runDir for the agent", uid, path, info.Mode())
+		}
+		if path == "/" || path == "." {
+			return nil
+		}
+	}
+}
+
 // prepareDir makes the session's private folder for its Envoy's user.
 func prepareDir(dir string, uid uint32) error {
+	if err := enterable(dir, uid); err != nil {
+		return err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fault.New(fault.Unavailable, "make the session's folder: %w", err)
 	}
