@@ -19,7 +19,7 @@ func TestAFirstStartThatIsKilledIsFinishedByTheNext(t *testing.T) {
 	t.Parallel()
 	rounds := 10
 	if world.Long() {
-		rounds = 100
+		rounds = 30
 	}
 	w := world.New(t)
 	for round := range rounds {
