@@ -13,8 +13,10 @@ import (
 // maxCandidates bounds an answer to "why".
 const maxCandidates = 10
 
-// explain says which declared entries come near: those that lack few of the
-// selectors asked for, or that have the SDS name, on any node.
+// explain says which declared entries come near: of this node those that lack
+// few of the selectors asked for, or that have the SDS name. An entry of
+// another node is told only when the node is all that is wrong, or its very
+// SDS name was asked for: a node must not be able to look around.
 func (s *server) explain(_ context.Context, node string, req *nodev1.ExplainRequest) ([]*nodev1.Candidate, error) {
 	snapshot, _ := s.catalog.Snapshot()
 	has := map[string]bool{}
@@ -36,8 +38,11 @@ func (s *server) explain(_ context.Context, node string, req *nodev1.ExplainRequ
 				c.Missing = append(c.Missing, sel)
 			}
 		}
-		if req.SdsName == "" && matched == 0 {
+		if req.SdsName == "" && (matched == 0 || !i.On(node) && len(c.Missing) > 0) {
 			return true
+		}
+		if !i.On(node) {
+			c.Missing = nil
 		}
 		c.Reason = reason(i, node, req.Selectors, c.Missing)
 		list = append(list, c)

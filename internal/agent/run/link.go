@@ -13,7 +13,9 @@ import (
 	"github.com/legation-io/legation/internal/fault"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // Back-off between attempts to come back to an agent that went away.
@@ -40,6 +42,9 @@ func (s *session) open(ctx, startCtx context.Context) (err error) {
 		}
 	}()
 	stream, err := localv1.NewSessionsClient(conn).Open(ctx)
+	if status.Code(err) == codes.Unavailable {
+		return fault.New(fault.Unavailable, "no agent serves %s\ntry: start it (legation-agent serve), or name its socket with --socket or LEGATION_SOCKET", s.Socket)
+	}
 	if err != nil {
 		return fmt.Errorf("open a session at %s: %w", s.Socket, err)
 	}
