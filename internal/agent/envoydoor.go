@@ -96,7 +96,7 @@ func (d *envoyDoor) authorise(ctx context.Context) (*sds.Attachment, error) {
 	d.mu.Unlock()
 	scope := distribute.Scope(name)
 	publishing, cancel := context.WithCancel(ctx)
-	d.running.Go(func() { d.publish(publishing, conn, scope, sub) })
+	d.running.Go(func() { d.publish(publishing, caller, conn, scope, sub) })
 	closed := func() {
 		cancel()
 		release()
@@ -140,9 +140,17 @@ const holdSlack = 250 * time.Millisecond
 // that has never had an identity is given nothing; one whose identity was
 // taken away keeps what verifies peers, so that it goes on refusing who is
 // revoked.
-func (d *envoyDoor) publish(ctx context.Context, conn *envoyConn, scope distribute.Scope, sub *svid.Subscription) {
+func (d *envoyDoor) publish(ctx context.Context, caller *workload.Caller, conn *envoyConn, scope distribute.Scope, sub *svid.Subscription) {
 	defer d.engine.Drop(scope)
 	sub.Follow(ctx, func(u *svid.Update, err error) {
+		if changed := caller.Recheck(); changed != nil { // it executed something else: nothing more for it
+			d.mu.Lock()
+			conn.reason = changed
+			d.mu.Unlock()
+			d.engine.Drop(scope)
+			conn.firstOnce.Do(func() { close(conn.first) })
+			return
+		}
 		resources := sds.Secrets(u, sds.SecretNames{})
 		number := uint64(0)
 		for _, n := range u.Trust.CRLNumber {

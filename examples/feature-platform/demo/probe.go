@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -178,20 +179,18 @@ func foreignCA(address string) (string, error) {
 
 const healthRequest = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
-// exchange does one request on an open connection.
+// exchange does one request on an open connection and reads its whole answer.
 func exchange(conn net.Conn) error {
 	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
 	if _, err := io.WriteString(conn, healthRequest); err != nil {
 		return err
 	}
-	buf := make([]byte, 4096)
-	n, err := conn.Read(buf)
-	if n > 0 && strings.HasPrefix(string(buf[:n]), "HTTP/") {
-		return nil
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = io.ErrUnexpectedEOF
-	}
+	defer response.Body.Close()
+	_, err = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<20))
 	return err
 }
 
