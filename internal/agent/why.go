@@ -31,7 +31,8 @@ func (s *agentAdmin) why(ctx context.Context, req *localv1.WhyRequest) (*localv1
 		}
 		defer caller.Close()
 		if r.Selectors, err = caller.Selectors(ctx); err != nil {
-			return nil, fmt.Errorf("process %d: %w", req.Pid, err)
+			// What the kernel says is for whoever asks: the machine's owner.
+			return nil, fault.New(fault.Unavailable, "process %d cannot be attested: %w", req.Pid, err)
 		}
 	}
 	entries := s.matching(r.Selectors, req.SdsName)

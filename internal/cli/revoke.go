@@ -111,6 +111,9 @@ func (o *options) printRevocation(p *adminv1.RevokeProgress) error {
 		}
 		return fault.New(fault.Unavailable, "%s missing, %s could not be ended; see: legation status", plural(len(p.Missing), "subscriber"), plural(int(p.ConnectionsFailed), "connection"))
 	}
+	if len(p.Serials) == 0 {
+		fmt.Fprintln(o.errOut, "no certificate was revoked: none that is still valid was issued for that; check the spelling with: legation cert list")
+	}
 	if o.output == "json" || o.output == "yaml" {
 		ms := func(n int64) float64 { return float64(n) / 1e6 }
 		err := o.print(revokeView{
