@@ -36,7 +36,7 @@ var Attacks = []Attack{
 	{"A24", "admin interfaces that workloads can reach", nil, ""},
 	{"A25", "a resumed TLS session skips verification", nil, ""},
 	{"A26", "identities in other name types, NUL, two URIs", nil, ""},
-	{"A27", "certificates without the right extended key usage", nil, "Envoy checks key usage itself; no test of ours presents one to a real Envoy"},
+	{"A27", "certificates without the right extended key usage", []string{"TestEveryHandshakeIsToldWithItsCause"}, ""},
 	{"A28", "a constrained CA that names another domain's identities", nil, "federation comes later"},
 	{"A29", "a CRL that is missing, stale or forged", []string{"TestEnvoyCRLTraps", "TestEnvoySPIFFEValidatorServesTheRevoked", "TestListsThatRFC5280ForbidsAreNotUsed"}, ""},
 	{"A32", "a CRL that loses entries or goes back", nil, "OCSP comes later"},

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"strings"
@@ -72,6 +73,8 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 	revoked := ca.Issue("spiffe://a.test/revoked")
 	expired := ca.IssueValid("spiffe://a.test/old", time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour))
 	future := ca.IssueValid("spiffe://a.test/early", time.Now().Add(time.Hour), time.Now().Add(2*time.Hour))
+	serverOnly := ca.IssueFor("spiffe://a.test/server-only", x509.ExtKeyUsageServerAuth)
+	mailOnly := ca.IssueFor("spiffe://a.test/mail", x509.ExtKeyUsageEmailProtection)
 	foreign := other.Issue("spiffe://a.test/client")
 	back := envoytest.Echo(t, "127.0.0.1:0")
 	crl := ca.CRL(revoked)
@@ -163,6 +166,8 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 		{"inbound, an expired certificate", withTLS(port[0], expired, nil), Inbound, CauseExpired, false, "certificate has expired", "spiffe://a.test/old"},
 		{"inbound, a certificate from tomorrow", withTLS(port[0], future, nil), Inbound, CauseNotYetValid, false, "certificate is not yet valid", "spiffe://a.test/early"},
 		{"inbound, a revoked certificate", withTLS(port[0], revoked, nil), Inbound, CauseRevoked, false, "certificate revoked", "spiffe://a.test/revoked"},
+		{"inbound, a certificate for servers alone", withTLS(port[0], serverOnly, nil), Inbound, CauseBadCert, false, "purpose", "spiffe://a.test/server-only"},
+		{"inbound, a certificate for mail alone", withTLS(port[0], mailOnly, nil), Inbound, CauseBadCert, false, "purpose", "spiffe://a.test/mail"},
 		{"inbound, a valid identity that may not call here", withTLS(port[1], client, nil), Inbound, CauseWrongSAN, false, "SAN matcher", "spiffe://a.test/client"},
 		{"inbound, no CRL of the peer's CA", withTLS(port[11], client, nil), Inbound, CauseCRL, false, "CRL", "spiffe://a.test/client"},
 		{"inbound, TLS 1.2", withTLS(port[0], client, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }), Inbound, CauseProtocol, false, "UNSUPPORTED_PROTOCOL", ""},

@@ -82,6 +82,17 @@ func (ca *CA) Issue(id string) *Leaf {
 // IssueValid signs an SVID valid between two moments.
 func (ca *CA) IssueValid(id string, from, to time.Time) *Leaf {
 	ca.t.Helper()
+	return ca.issue(id, from, to, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+}
+
+// IssueFor signs what Issue does, for these purposes alone.
+func (ca *CA) IssueFor(id string, purposes ...x509.ExtKeyUsage) *Leaf {
+	ca.t.Helper()
+	return ca.issue(id, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), purposes...)
+}
+
+func (ca *CA) issue(id string, from, to time.Time, purposes ...x509.ExtKeyUsage) *Leaf {
+	ca.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		ca.t.Fatal(err)
@@ -93,7 +104,7 @@ func (ca *CA) IssueValid(id string, from, to time.Time) *Leaf {
 	tmpl := &x509.Certificate{
 		SerialNumber: serial(ca.t), NotBefore: from, NotAfter: to, URIs: []*url.URL{uri},
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		ExtKeyUsage: purposes,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.Cert, key.Public(), ca.key)
 	if err != nil {
