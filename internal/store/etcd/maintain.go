@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 
 	"github.com/legation-io/legation/internal/fault"
 )
@@ -35,10 +36,27 @@ func (s *Store) maintain() {
 			s.compact(s.cfg.history)
 		case <-s.gate.full:
 			s.compact(0) // watchers that lag list again
+			s.release()
 			// The pages are given back with the next batch; until then
 			// another try frees nothing.
 			pause(s.ctx, makeRoomEvery)
 		}
+	}
+}
+
+// roomKey is written when room is made; nobody reads it.
+var roomKey = []byte("legation/room")
+
+// release makes the page file count as free what compaction gave back: pages
+// that one transaction frees can be used after the next, and a full store,
+// which refuses every write, has no next.
+func (s *Store) release() {
+	tx := s.srv.Backend().BatchTx()
+	for range 2 {
+		tx.LockOutsideApply()
+		tx.UnsafePut(schema.Meta, roomKey, nil)
+		tx.Unlock()
+		s.srv.Backend().ForceCommit()
 	}
 }
 
