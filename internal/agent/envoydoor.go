@@ -139,7 +139,8 @@ const holdSlack = 250 * time.Millisecond
 // publish keeps a stream's scope in step with what its process may have. One
 // that has never had an identity is given nothing; one whose identity was
 // taken away keeps what verifies peers, so that it goes on refusing who is
-// revoked.
+// revoked. A process that executed something else since it was attested is
+// handed nothing more.
 func (d *envoyDoor) publish(ctx context.Context, caller *workload.Caller, conn *envoyConn, scope distribute.Scope, sub *svid.Subscription) {
 	defer d.engine.Drop(scope)
 	sub.Follow(ctx, func(u *svid.Update, err error) {

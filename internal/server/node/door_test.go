@@ -17,6 +17,7 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
+	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/limit"
 	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/server/node/nodetest"
@@ -652,4 +653,27 @@ func FuzzAttestStart(f *testing.F) {
 			t.Fatalf("%v, %v", res, err)
 		}
 	})
+}
+
+// What blocks a node is asked before its proof is spent: when the block is
+// lifted the same token admits it.
+func TestABlockedNodeKeepsItsToken(t *testing.T) {
+	var blocked atomic.Bool
+	blocked.Store(true)
+	p := nodetest.New(t, func(params *node.Params) {
+		params.Blocked = func(string) error {
+			if blocked.Load() {
+				return fault.New(fault.Denied, "node web-1 is revoked")
+			}
+			return nil
+		}
+	})
+	token := p.Token("web-1")
+	if _, err := attest(t.Context(), t, client(t, p, nil), start(token)); status.Code(err) != codes.PermissionDenied {
+		t.Fatalf("a blocked node is answered %v", err)
+	}
+	blocked.Store(false)
+	if _, err := attest(t.Context(), t, client(t, p, nil), start(token)); err != nil {
+		t.Fatalf("with the block lifted: %v", err)
+	}
 }
