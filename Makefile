@@ -54,6 +54,7 @@ tools/.bin/%: tools/go.mod tools/go.sum
 generate: tools/.bin/protoc-gen-go tools/.bin/protoc-gen-go-grpc
 	@command -v protoc >/dev/null || tools/setup.sh protobuf-compiler
 	PATH=$(CURDIR)/tools/.bin:$$PATH protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/*/v1/*.proto
+	cd sdk && PATH=$(CURDIR)/tools/.bin:$$PATH protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/*/v1/*.proto
 
 clean:
 	rm -rf bin bench/out tools/.bin tools/envoy

@@ -14,9 +14,9 @@ import (
 	"github.com/legation-io/legation/internal/agent/run"
 	"github.com/legation-io/legation/internal/commandline"
 	"github.com/legation-io/legation/internal/fault"
-	"github.com/legation-io/legation/internal/secretmem"
 	"github.com/legation-io/legation/internal/telemetry"
 	"github.com/legation-io/legation/internal/version"
+	"github.com/legation-io/legation/sdk/secretmem"
 	"github.com/spf13/cobra"
 )
 

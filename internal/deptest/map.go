@@ -113,7 +113,6 @@ var Folders = []Folder{
 	{"internal/latest", Vocabulary, "a value replaced whole, with a channel closed at the next", nil},
 	{"internal/limit", Vocabulary, "token buckets and slots per key, in bounded memory", nil},
 	{"internal/sealed", Vocabulary, "a sealed box on disk", nil},
-	{"internal/secretmem", Vocabulary, "locked memory, and a process that cannot be dumped", nil},
 	{"internal/telemetry", Vocabulary, "logs, metrics, health", nil},
 	{"internal/unixsocket", Vocabulary, "listen on a Unix socket with a mode, refuse one in use", nil},
 	{"internal/version", Vocabulary, "what this build is called", nil},

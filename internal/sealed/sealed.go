@@ -22,7 +22,7 @@ import (
 
 	"github.com/legation-io/legation/internal/durable"
 	"github.com/legation-io/legation/internal/fault"
-	"github.com/legation-io/legation/internal/secretmem"
+	"github.com/legation-io/legation/sdk/secretmem"
 )
 
 const (

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/legation-io/legation/internal/secretmem"
 	"github.com/legation-io/legation/internal/telemetry"
+	"github.com/legation-io/legation/sdk/secretmem"
 	"github.com/spf13/cobra"
 )
 

@@ -15,7 +15,7 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
-	"github.com/legation-io/legation/internal/secretmem"
+	"github.com/legation-io/legation/sdk/secretmem"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
