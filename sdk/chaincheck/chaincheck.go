@@ -78,7 +78,10 @@ type Params struct {
 
 // Result is a verified chain.
 type Result struct {
+	// ID is the peer's identity; zero from VerifyServerName.
 	ID spiffeid.ID
+	// Host is the name that VerifyServerName verified; else empty.
+	Host string
 	// Path is leaf first, trust anchor last.
 	Path []*x509.Certificate
 	// Links has one element per certificate of Path.
@@ -128,13 +131,7 @@ func VerifyLeafRaw(rawCerts [][]byte, p Params) (*Result, error) {
 
 // Verify checks a chain. The error is always an *Error.
 func Verify(p Params) (*Result, error) {
-	if len(p.Chain) == 0 {
-		return nil, refuse(NoCertificate, nil, "the peer presented no certificate")
-	}
-	if len(p.Chain) > maxPresented {
-		return nil, refuse(TooComplex, nil, "%d certificates were presented, at most %d are looked at", len(p.Chain), maxPresented)
-	}
-	leaf, err := factsOf(p.Chain[0])
+	leaf, err := p.leaf()
 	if err != nil {
 		return nil, err
 	}
@@ -146,9 +143,6 @@ func Verify(p Params) (*Result, error) {
 	if len(anchors) == 0 {
 		return nil, refuse(WrongTrustDomain, leaf.cert, "no roots are known for the trust domain %s; is it federated?", id.TrustDomain())
 	}
-	if lifetime := leaf.cert.NotAfter.Sub(leaf.cert.NotBefore); p.MaxLifetime > 0 && lifetime > p.MaxLifetime {
-		return nil, refuse(Lifetime, leaf.cert, "it lives %s, at most %s is accepted", lifetime, p.MaxLifetime)
-	}
 	s := newSearch(leaf, p.Chain[1:], anchors, p)
 	s.spiffe = true
 	if err := s.run(); err != nil {
@@ -158,6 +152,24 @@ func Verify(p Params) (*Result, error) {
 		return nil, err
 	}
 	return &Result{ID: id, Path: s.certificates(), Links: s.links(), Work: s.work}, nil
+}
+
+// leaf reads the first certificate presented.
+func (p *Params) leaf() (*facts, *Error) {
+	switch {
+	case len(p.Chain) == 0:
+		return nil, refuse(NoCertificate, nil, "the peer presented no certificate")
+	case len(p.Chain) > maxPresented:
+		return nil, refuse(TooComplex, nil, "%d certificates were presented, at most %d are looked at", len(p.Chain), maxPresented)
+	}
+	leaf, err := factsOf(p.Chain[0])
+	if err != nil {
+		return nil, err
+	}
+	if lifetime := leaf.cert.NotAfter.Sub(leaf.cert.NotBefore); p.MaxLifetime > 0 && lifetime > p.MaxLifetime {
+		return nil, refuse(Lifetime, leaf.cert, "it lives %s, at most %s is accepted", lifetime, p.MaxLifetime)
+	}
+	return leaf, nil
 }
 
 func newSearch(leaf *facts, pool, anchors []*x509.Certificate, p Params) *search {

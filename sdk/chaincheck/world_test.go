@@ -231,15 +231,21 @@ func check(t *testing.T, rows []row) {
 func wantCause(t *testing.T, p Params, want Cause) *Result {
 	t.Helper()
 	result, err := Verify(p)
+	holdsCause(t, result, err, want)
+	return result
+}
+
+func holdsCause(t *testing.T, result *Result, err error, want Cause) {
+	t.Helper()
 	if want == "" {
 		if err != nil {
 			t.Fatalf("refused: %v", err)
 		}
-		return result
+		return
 	}
 	var refusal *Error
 	if !errors.As(err, &refusal) {
-		t.Fatalf("want %s, accepted as %v", want, result.ID)
+		t.Fatalf("want %s, accepted as %v %s", want, result.ID, result.Host)
 	}
 	if refusal.Cause != want || !errors.Is(err, &Error{Cause: want}) {
 		t.Fatalf("want %s, got %v", want, err)
@@ -247,7 +253,6 @@ func wantCause(t *testing.T, p Params, want Cause) *Result {
 	if result != nil {
 		t.Fatal("a refusal came with a result")
 	}
-	return nil
 }
 
 // bendLeaf is the most common bend.
