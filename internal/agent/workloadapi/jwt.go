@@ -112,13 +112,13 @@ func (s *Server) validateJWTSVID(ctx context.Context, r *pb.ValidateJWTSVIDReque
 		return nil, fault.New(fault.Invalid, "svid must be specified")
 	}
 	trust, _ := s.p.Manager.Trust()
-	id, claims, err := validate(r.Svid, r.Audience, s.keysOf(trust), s.p.Clock.Now())
+	token, err := s.tokens.Verify(s.keysOf(trust), r.Svid, r.Audience)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the JWT-SVID is not valid: %w", err)
 	}
-	fields, err := structpb.NewStruct(claims)
+	fields, err := structpb.NewStruct(token.Claims())
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the JWT-SVID is not valid: its claims: %w", err)
 	}
-	return &pb.ValidateJWTSVIDResponse{SpiffeId: id.String(), Claims: fields}, nil
+	return &pb.ValidateJWTSVIDResponse{SpiffeId: token.ID.String(), Claims: fields}, nil
 }

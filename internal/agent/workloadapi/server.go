@@ -19,6 +19,7 @@ import (
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/sdk/jwtcheck"
 	"github.com/prometheus/client_golang/prometheus"
 	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -64,6 +65,7 @@ type Server struct {
 	open    openCalls
 	next    atomic.Uint64 // subscriber numbers
 	keys    atomic.Pointer[keySet]
+	tokens  *jwtcheck.Verifier
 
 	requests *prometheus.CounterVec
 	streams  prometheus.Gauge
@@ -97,6 +99,8 @@ func New(p Params) *Server {
 	}
 	s := &Server{
 		p: p, log: p.Log, logRate: rate.NewLimiter(10, 20),
+		// Programs that ask here hold no cache of their own.
+		tokens:   jwtcheck.New(jwtcheck.Config{Now: p.Clock.Now, CacheSize: 1024}),
 		open:     openCalls{limits: p.Limits, byUID: map[uint32]int{}, byPID: map[int32]int{}},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_workload_api_requests_total", Help: "Workload API calls that ended, by method and gRPC code."}, []string{"method", "code"}),
 		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "legation_workload_api_open_calls", Help: "Workload API calls that are open."}),
