@@ -1,0 +1,151 @@
+package mtls
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/identity"
+)
+
+// ClosedError is why a read or write fails on a connection that this package
+// closed: its peer is believed no longer. It is also a net.ErrClosed.
+type ClosedError struct {
+	ID  spiffeid.ID
+	Err error
+}
+
+// Error implements error.
+func (e *ClosedError) Error() string {
+	if e.ID.IsZero() {
+		return fmt.Sprintf("the connection was closed: %v", e.Err)
+	}
+	return fmt.Sprintf("the connection with %s was closed: %v", e.ID, e.Err)
+}
+
+// Unwrap returns the reason and net.ErrClosed.
+func (e *ClosedError) Unwrap() []error { return []error{e.Err, net.ErrClosed} }
+
+// conn is the connection below TLS.
+type conn struct {
+	net.Conn
+	core   *core
+	why    atomic.Pointer[ClosedError]
+	closed atomic.Bool
+
+	// set before the handshake completes, owned by core.live afterwards
+	request  Request
+	chain    []*x509.Certificate
+	expires  time.Time // the earliest of its path
+	verified bool
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		err = c.explain(err)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		err = c.explain(err)
+	}
+	return n, err
+}
+
+func (c *conn) explain(err error) error {
+	if why := c.why.Load(); why != nil {
+		return why
+	}
+	return err
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	if !c.closed.Swap(true) {
+		c.core.live.remove(c)
+	}
+	return c.Conn.Close()
+}
+
+// NetConn returns what is below, as tls.Conn's does.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
+// SyscallConn implements syscall.Conn for those that set socket options.
+func (c *conn) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := c.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// shut closes the connection for a reason. Only the first counts.
+func (c *conn) shut(id spiffeid.ID, reason error) bool {
+	first := c.why.CompareAndSwap(nil, &ClosedError{ID: id, Err: reason})
+	c.Close()
+	return first
+}
+
+const (
+	lingerTime  = 250 * time.Millisecond
+	lingerBytes = 64 << 10
+)
+
+// closeGently lets the peer read the alert that says why it was refused: a
+// close with unread bytes would reset the connection, and the alert be lost.
+func (c *conn) closeGently() {
+	defer c.Close()
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+			io.CopyN(io.Discard, c.Conn, lingerBytes) // whatever it says, it is refused
+		}
+	}
+}
+
+// ours finds our part of a connection.
+func ours(c net.Conn) (*conn, bool) {
+	for range 8 {
+		if own, ok := c.(*conn); ok {
+			return own, own.verified
+		}
+		below, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil, false
+		}
+		c = below.NetConn()
+	}
+	return nil, false
+}
+
+// PeerOf returns the verified peer of a connection of this package; false for
+// any other connection, and for servers that were verified by a public
+// certificate, which have no SPIFFE ID.
+func PeerOf(c net.Conn) (identity.Peer, bool) {
+	own, ok := ours(c)
+	if !ok || own.request.Peer.ID.IsZero() {
+		return identity.Peer{}, false
+	}
+	return own.request.Peer, true
+}
+
+// stateOf returns the TLS state of a connection.
+func stateOf(c net.Conn) (tls.ConnectionState, bool) {
+	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
+	if !ok {
+		return tls.ConnectionState{}, false
+	}
+	return t.ConnectionState(), true
+}

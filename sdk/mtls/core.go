@@ -1,0 +1,237 @@
+package mtls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/chaincheck"
+	"github.com/legation-io/legation/sdk/handshake"
+	"github.com/legation-io/legation/sdk/identity"
+)
+
+// core is one side: what servers and clients have in common.
+type core struct {
+	side        handshake.Side
+	source      identity.Source
+	authorize   Authorizer
+	rules       *rules
+	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	serverName  string
+	protos      []string
+	requireALPN bool
+	timeout     time.Duration
+	grace       time.Duration
+	usage       chaincheck.Usage
+	revocation  chaincheck.Policy
+	depth       int
+	verifier    *chaincheck.Verifier
+	hooks       []handshake.Hook
+	now         func() time.Time
+	log         *slog.Logger
+
+	base    atomic.Pointer[base] // of the newest snapshot that was seen
+	pending pending
+	live    live
+}
+
+// base is the configuration of all connections under one snapshot.
+type base struct {
+	snapshot *identity.Snapshot
+	config   *tls.Config
+}
+
+var errNoCertificate = errors.New("the source of identity has nothing to present, only roots to verify others with")
+
+// current returns the snapshot and its configuration. Both are used for the
+// whole of one handshake: what is presented and who is believed belong
+// together.
+func (k *core) current() (*base, error) {
+	snapshot, _, err := k.source.Current()
+	if err != nil {
+		return nil, err
+	}
+	if b := k.base.Load(); b != nil && b.snapshot == snapshot {
+		return b, nil
+	}
+	b := &base{snapshot: snapshot, config: k.config(snapshot)}
+	k.base.Store(b)
+	return b, nil
+}
+
+// config never lets crypto/tls decide about the peer: every check is in
+// VerifyConnection, which handshake.Attempt adds and which runs in every
+// handshake.
+func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
+	c := &tls.Config{
+		MinVersion:             k.rules.min,
+		CipherSuites:           k.rules.suites12,
+		CurvePreferences:       k.rules.groups,
+		NextProtos:             k.protos,
+		SessionTicketsDisabled: true,
+		Time:                   k.now,
+	}
+	if k.side == handshake.Client {
+		c.InsecureSkipVerify = true // names are SPIFFE IDs, which crypto/tls does not know
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if snapshot.Certificate == nil {
+				return nil, errNoCertificate
+			}
+			return snapshot.Certificate, nil
+		}
+		return c
+	}
+	c.ClientAuth = tls.RequireAnyClientCert
+	c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if k.certificate != nil {
+			if own, err := k.certificate(hello); own != nil || err != nil {
+				return own, err
+			}
+		}
+		if snapshot.Certificate == nil {
+			return nil, errNoCertificate
+		}
+		return snapshot.Certificate, nil
+	}
+	return c
+}
+
+// unready answers a client's hello with the reason why there is nothing to
+// say, so that both ends know at once.
+func (k *core) unready(why error) *base {
+	return &base{config: &tls.Config{
+		MinVersion: k.rules.min, SessionTicketsDisabled: true, ClientAuth: tls.RequireAnyClientCert,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, why },
+		GetCertificate:     func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, why },
+	}}
+}
+
+// handshake performs one on raw, which it owns from then on.
+func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.Conn, error) {
+	c := &conn{Conn: raw, core: k}
+	place, err := k.pending.begin(ctx, c)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	defer k.pending.leave(place)
+	b, err := k.current()
+	if err != nil && k.side == handshake.Client {
+		c.Close()
+		return nil, fmt.Errorf("TLS handshake with %s: %w", raw.RemoteAddr(), err)
+	} else if err != nil {
+		b = k.unready(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, k.timeout, errTimeout(k.timeout))
+	defer cancel()
+	attempt := handshake.Begin(k.side, c, k.hooks)
+	config := attempt.Config(ctx, b.config, func(ctx context.Context, cs tls.ConnectionState) error {
+		return k.verify(ctx, c, b.snapshot, host, cs)
+	})
+	t := tls.Server
+	if k.side == handshake.Client {
+		t, config.ServerName = tls.Client, sni(host)
+	}
+	secured := t(c, config)
+	if err := attempt.Run(ctx, secured); err != nil {
+		k.log.Debug("TLS handshake failed", "error", err)
+		if ctx.Err() == nil {
+			c.closeGently()
+		} else {
+			c.Close()
+		}
+		return nil, err
+	}
+	if !c.verified {
+		c.Close()
+		return nil, errors.New("the handshake ended without the peer being verified")
+	}
+	if err := k.live.add(c, b.snapshot.Trust); err != nil {
+		c.shut(c.request.Peer.ID, err)
+		return nil, c.why.Load()
+	}
+	return secured, nil
+}
+
+type errTimeout time.Duration
+
+func (e errTimeout) Error() string {
+	return fmt.Sprintf("the handshake was not complete within %s", time.Duration(e))
+}
+
+// Is makes it a deadline to errors.Is, as it is one to contexts.
+func (e errTimeout) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// sni is what a client asks for: names, not addresses (RFC 6066 3).
+func sni(host string) string {
+	if net.ParseIP(host) != nil {
+		return ""
+	}
+	return strings.TrimSuffix(host, ".")
+}
+
+// verify judges the peer of one handshake and keeps what it found in c.
+func (k *core) verify(ctx context.Context, c *conn, snapshot *identity.Snapshot, host string, cs tls.ConnectionState) error {
+	if err := k.rules.check(&cs); err != nil {
+		return err
+	}
+	if k.requireALPN && !slices.Contains(k.protos, cs.NegotiatedProtocol) {
+		return &ProfileError{Profile: k.rules.profile, What: "application protocol", Negotiated: NegotiatedOf(&cs),
+			Value: fmt.Sprintf("%q (wanted: %s)", cs.NegotiatedProtocol, strings.Join(k.protos, ", "))}
+	}
+	result, err := k.verifier.Verify(ctx, snapshot.Trust, cs.PeerCertificates, cs.OCSPResponse)
+	if err != nil {
+		return k.advise(err, cs)
+	}
+	if k.side == handshake.Server {
+		host = cs.ServerName
+	}
+	c.request = Request{Peer: identity.Peer{ID: result.ID, Certificate: result.Path[0]}, Path: result.Path, Host: strings.ToLower(host), State: &cs}
+	if err := k.authorize.authorize(ctx, &c.request); err != nil {
+		return err
+	}
+	c.chain = cs.PeerCertificates
+	c.expires = result.Path[0].NotAfter
+	for _, cert := range result.Path[1:] {
+		if cert.NotAfter.Before(c.expires) {
+			c.expires = cert.NotAfter
+		}
+	}
+	c.verified = true
+	return nil
+}
+
+// advise adds what to do where the configuration can help.
+func (k *core) advise(err error, cs tls.ConnectionState) error {
+	var refusal *chaincheck.Error
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	switch refusal.Cause {
+	case chaincheck.RevocationUnknown:
+		domain := "its trust domain"
+		if id, idErr := leafID(cs); idErr == nil {
+			domain = "the trust domain " + id.TrustDomain().Name()
+		}
+		return fmt.Errorf("%w; if %s publishes no CRLs (SPIRE's do not), set Revocation to chaincheck.Prefer", err, domain)
+	case chaincheck.Lifetime:
+		return fmt.Errorf("%w; issue certificates that live shorter, or set MaxLifetime", err)
+	}
+	return err
+}
+
+func leafID(cs tls.ConnectionState) (spiffeid.ID, error) {
+	if len(cs.PeerCertificates) == 0 || len(cs.PeerCertificates[0].URIs) != 1 {
+		return spiffeid.ID{}, errors.New("no SPIFFE ID")
+	}
+	return spiffeid.FromURI(cs.PeerCertificates[0].URIs[0])
+}
