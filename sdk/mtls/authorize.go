@@ -35,7 +35,8 @@ type Request struct {
 type Authorizer struct {
 	check func(context.Context, *Request) error
 	words string
-	host  func(string) error // not nil: it needs the host that a client wanted
+	host  func(string) error  // not nil: it needs the host that a client wanted
+	roots []*x509.Certificate // not nil: the server is verified by name, under these
 	err   error
 }
 
@@ -212,6 +213,8 @@ func combine(name, and string, parts []Authorizer) (Authorizer, bool) {
 			return bad("%s: %w", name, a.err), false
 		case a.check == nil:
 			return bad("%s has a zero Authorizer", name), false
+		case a.roots != nil:
+			return bad("%s: AuthorizeServerName verifies another kind of certificate, and stands alone", name), false
 		}
 		if a.host != nil {
 			out.host = a.host
@@ -251,6 +254,23 @@ func AuthorizeHosts(hosts map[string][]spiffeid.ID) Authorizer {
 		}
 		return nil
 	}}
+}
+
+// AuthorizeServerName is for clients of servers with a public certificate, e.g.
+// one of sdk/acmecert: the server's chain is verified under these roots and for
+// the host that was dialled (RFC 9525), by chaincheck.VerifyServerName; it has
+// no SPIFFE ID. Under it MaxLifetime has no default, and Revocation must be
+// chaincheck.Prefer unless every public CA's CRL is at hand. The Source's
+// certificate is presented when the server asks for it.
+//
+// The roots are SystemRoots, or those that are expected. Roots given here
+// never verify a client.
+func AuthorizeServerName(roots []*x509.Certificate) Authorizer {
+	if len(roots) == 0 {
+		return bad("AuthorizeServerName has no roots to verify servers with; SystemRoots has those of the machine")
+	}
+	return Authorizer{words: "the server that the dialled name belongs to", roots: slices.Clone(roots),
+		check: func(context.Context, *Request) error { return nil }}
 }
 
 func setOf[T comparable](list []T) map[T]struct{} {

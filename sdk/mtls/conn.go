@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/legation-io/legation/sdk/handshake"
 	"github.com/legation-io/legation/sdk/identity"
 )
 
@@ -41,11 +43,13 @@ type conn struct {
 	why    atomic.Pointer[ClosedError]
 	closed atomic.Bool
 
-	// set before the handshake completes, owned by core.live afterwards
-	request  Request
-	chain    []*x509.Certificate
-	expires  time.Time // the earliest of its path
-	verified bool
+	// Set before the handshake completes; core.live changes request.Path.
+	request Request
+	chain   []*x509.Certificate
+	expires time.Time // the earliest of its path
+	// Set when it completed.
+	attempt *handshake.Attempt
+	tls     *tls.Conn
 }
 
 // Read implements net.Conn.
@@ -75,10 +79,20 @@ func (c *conn) explain(err error) error {
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	if !c.closed.Swap(true) {
-		c.core.live.remove(c)
+	if c.closed.Swap(true) {
+		return c.Conn.Close()
 	}
-	return c.Conn.Close()
+	c.core.live.remove(c)
+	err := c.Conn.Close()
+	if c.core.side == handshake.Client && c.tls != nil && c.why.Load() == nil {
+		// In TLS 1.3 a server's refusal comes after the client's handshake,
+		// as the error of a read, which sticks: hooks are told of it here,
+		// whoever read. What is below is closed, so that this does not wait.
+		if _, last := c.tls.Read(make([]byte, 1)); last != nil {
+			c.attempt.Late(context.Background(), c.tls, last)
+		}
+	}
+	return err
 }
 
 // NetConn returns what is below, as tls.Conn's does.
@@ -119,7 +133,7 @@ func (c *conn) closeGently() {
 func ours(c net.Conn) (*conn, bool) {
 	for range 8 {
 		if own, ok := c.(*conn); ok {
-			return own, own.verified
+			return own, own.tls != nil
 		}
 		below, ok := c.(interface{ NetConn() net.Conn })
 		if !ok {
@@ -141,11 +155,15 @@ func PeerOf(c net.Conn) (identity.Peer, bool) {
 	return own.request.Peer, true
 }
 
-// stateOf returns the TLS state of a connection.
-func stateOf(c net.Conn) (tls.ConnectionState, bool) {
-	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
-	if !ok {
-		return tls.ConnectionState{}, false
+// Explain makes the error of a read or write on a dialled connection a
+// *handshake.Error when it is the server's refusal of the handshake, which a
+// client of TLS 1.3 learns from its first read; any other error, and that of
+// any other connection, is returned as it is. Hooks are told of a refusal with
+// or without it.
+func Explain(ctx context.Context, c net.Conn, err error) error {
+	own, ok := ours(c)
+	if !ok || err == nil {
+		return err
 	}
-	return t.ConnectionState(), true
+	return own.attempt.Late(ctx, own.tls, err)
 }

@@ -33,6 +33,7 @@ type core struct {
 	grace       time.Duration
 	usage       chaincheck.Usage
 	revocation  chaincheck.Policy
+	lifetime    time.Duration // zero is no limit
 	depth       int
 	verifier    *chaincheck.Verifier
 	hooks       []handshake.Hook
@@ -83,8 +84,11 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 	if k.side == handshake.Client {
 		c.InsecureSkipVerify = true // names are SPIFFE IDs, which crypto/tls does not know
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if snapshot.Certificate == nil && k.authorize.roots != nil {
+				return &tls.Certificate{}, nil // a public server that asks, and may do without
+			}
 			if snapshot.Certificate == nil {
-				return nil, errNoCertificate
+				return nil, notReady(errNoCertificate)
 			}
 			return snapshot.Certificate, nil
 		}
@@ -98,7 +102,7 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 			}
 		}
 		if snapshot.Certificate == nil {
-			return nil, errNoCertificate
+			return nil, notReady(errNoCertificate)
 		}
 		return snapshot.Certificate, nil
 	}
@@ -115,33 +119,37 @@ func (k *core) unready(why error) *base {
 	}}
 }
 
-// handshake performs one on raw, which it owns from then on.
+// handshake performs one on raw, which it owns from then on. The error is
+// always a *handshake.Error.
 func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.Conn, error) {
 	c := &conn{Conn: raw, core: k}
+	attempt := handshake.Begin(k.side, c, k.hooks)
+	ctx, cancel := context.WithTimeout(ctx, k.timeout)
+	defer cancel()
 	place, err := k.pending.begin(ctx, c)
 	if err != nil {
 		c.Close()
-		return nil, err
+		return nil, attempt.Fail(ctx, err)
 	}
 	defer k.pending.leave(place)
 	b, err := k.current()
-	if err != nil && k.side == handshake.Client {
-		c.Close()
-		return nil, fmt.Errorf("TLS handshake with %s: %w", raw.RemoteAddr(), err)
-	} else if err != nil {
-		b = k.unready(err)
+	if err != nil {
+		if k.side == handshake.Client {
+			c.Close()
+			return nil, attempt.Fail(ctx, notReady(err))
+		}
+		b = k.unready(notReady(err))
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, k.timeout, errTimeout(k.timeout))
-	defer cancel()
-	attempt := handshake.Begin(k.side, c, k.hooks)
 	config := attempt.Config(ctx, b.config, func(ctx context.Context, cs tls.ConnectionState) error {
 		return k.verify(ctx, c, b.snapshot, host, cs)
 	})
-	t := tls.Server
+	var secured *tls.Conn
 	if k.side == handshake.Client {
-		t, config.ServerName = tls.Client, sni(host)
+		config.ServerName = sni(host)
+		secured = tls.Client(c, config)
+	} else {
+		secured = tls.Server(c, config)
 	}
-	secured := t(c, config)
 	if err := attempt.Run(ctx, secured); err != nil {
 		k.log.Debug("TLS handshake failed", "error", err)
 		if ctx.Err() == nil {
@@ -151,25 +159,24 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.C
 		}
 		return nil, err
 	}
-	if !c.verified {
+	if c.chain == nil { // crypto/tls calls VerifyConnection always; should it cease to
 		c.Close()
-		return nil, errors.New("the handshake ended without the peer being verified")
+		return nil, attempt.Fail(ctx, errUnverified)
 	}
+	c.attempt, c.tls = attempt, secured
 	if err := k.live.add(c, b.snapshot.Trust); err != nil {
 		c.shut(c.request.Peer.ID, err)
-		return nil, c.why.Load()
+		return nil, attempt.Fail(ctx, k.refusal(err, b.snapshot.Trust))
 	}
 	return secured, nil
 }
 
-type errTimeout time.Duration
+var errUnverified = errors.New("the handshake ended without the peer being verified")
 
-func (e errTimeout) Error() string {
-	return fmt.Sprintf("the handshake was not complete within %s", time.Duration(e))
+// notReady gives any error of a Source its cause.
+func notReady(err error) error {
+	return &handshake.Refusal{Cause: handshake.NotReady, Whose: handshake.Own, Err: err}
 }
-
-// Is makes it a deadline to errors.Is, as it is one to contexts.
-func (e errTimeout) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // sni is what a client asks for: names, not addresses (RFC 6066 3).
 func sni(host string) string {
@@ -182,32 +189,57 @@ func sni(host string) string {
 // verify judges the peer of one handshake and keeps what it found in c.
 func (k *core) verify(ctx context.Context, c *conn, snapshot *identity.Snapshot, host string, cs tls.ConnectionState) error {
 	if err := k.rules.check(&cs); err != nil {
-		return err
+		return k.refusal(err, snapshot.Trust)
 	}
 	if k.requireALPN && !slices.Contains(k.protos, cs.NegotiatedProtocol) {
-		return &ProfileError{Profile: k.rules.profile, What: "application protocol", Negotiated: NegotiatedOf(&cs),
-			Value: fmt.Sprintf("%q (wanted: %s)", cs.NegotiatedProtocol, strings.Join(k.protos, ", "))}
-	}
-	result, err := k.verifier.Verify(ctx, snapshot.Trust, cs.PeerCertificates, cs.OCSPResponse)
-	if err != nil {
-		return k.advise(err, cs)
+		return k.refusal(&ProfileError{Profile: k.rules.profile, What: whatProtocol, Negotiated: NegotiatedOf(&cs),
+			Value: fmt.Sprintf("%q (wanted: %s)", cs.NegotiatedProtocol, strings.Join(k.protos, ", "))}, snapshot.Trust)
 	}
 	if k.side == handshake.Server {
-		host = cs.ServerName
+		host = strings.ToLower(cs.ServerName)
 	}
-	c.request = Request{Peer: identity.Peer{ID: result.ID, Certificate: result.Path[0]}, Path: result.Path, Host: strings.ToLower(host), State: &cs}
+	result, err := k.chain(ctx, snapshot.Trust, host, &cs)
+	if err != nil {
+		return k.refusal(k.advise(err, cs), snapshot.Trust)
+	}
+	c.request = Request{Peer: identity.Peer{ID: result.ID, Certificate: result.Path[0]}, Path: result.Path, Host: host, State: &cs}
 	if err := k.authorize.authorize(ctx, &c.request); err != nil {
-		return err
+		return k.refusal(err, snapshot.Trust)
 	}
-	c.chain = cs.PeerCertificates
 	c.expires = result.Path[0].NotAfter
 	for _, cert := range result.Path[1:] {
 		if cert.NotAfter.Before(c.expires) {
 			c.expires = cert.NotAfter
 		}
 	}
-	c.verified = true
+	c.chain = cs.PeerCertificates
 	return nil
+}
+
+// chain verifies what the peer presented: as an SVID, or by name where the
+// client dials public servers.
+func (k *core) chain(ctx context.Context, trust *chaincheck.Trust, host string, cs *tls.ConnectionState) (*chaincheck.Result, error) {
+	if k.authorize.roots == nil {
+		return k.verifier.Verify(ctx, trust, cs.PeerCertificates, cs.OCSPResponse)
+	}
+	return chaincheck.VerifyServerName(chaincheck.Params{
+		Chain: cs.PeerCertificates, CRLs: trust.CRLs, Revocation: k.revocation, Usage: chaincheck.Server,
+		Now: k.now(), MaxLifetime: k.lifetime, MaxDepth: k.depth,
+	}, k.authorize.roots, host)
+}
+
+// refusal says to sdk/handshake what the error alone does not.
+func (k *core) refusal(err error, trust *chaincheck.Trust) error {
+	r := &handshake.Refusal{Whose: handshake.Peer, Err: err, Roots: trust.Roots}
+	if p, ok := errors.AsType[*ProfileError](err); ok {
+		r.Cause, r.Whose = p.cause(), ""
+	} else if _, ok := errors.AsType[*RefusedError](err); ok {
+		r.Cause = handshake.Unauthorized
+		if k.side == handshake.Client {
+			r.Cause = handshake.WrongName
+		}
+	}
+	return r
 }
 
 // advise adds what to do where the configuration can help.

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/legation-io/legation/sdk/handshake"
 )
 
 // dialTimeout bounds the connection below TLS.
@@ -70,14 +72,17 @@ func (d *Dialer) connect(ctx context.Context, k *core, network, address string) 
 func (k *core) ready(host string) error {
 	if k.authorize.host != nil {
 		if err := k.authorize.host(host); err != nil {
-			return err
+			return &handshake.Refusal{Cause: handshake.Misconfigured, Err: err}
 		}
 	}
 	b, err := k.current()
-	if err == nil && b.snapshot.Certificate == nil {
+	if err == nil && b.snapshot.Certificate == nil && k.authorize.roots == nil {
 		err = errNoCertificate
 	}
-	return err
+	if err != nil {
+		return notReady(err)
+	}
+	return nil
 }
 
 // host is whom an address names, in lower case.
@@ -99,7 +104,7 @@ func (d *Dialer) Handshake(ctx context.Context, raw net.Conn, authority string) 
 	host := d.host(authority)
 	if err := d.core.ready(host); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("TLS handshake with %s: %w", authority, err)
+		return nil, handshake.Begin(handshake.Client, raw, d.core.hooks).Fail(ctx, err)
 	}
 	return d.core.handshake(ctx, raw, host)
 }

@@ -4,12 +4,11 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"time"
 
 	"github.com/legation-io/legation/sdk/identity"
 )
 
-type expiryKey struct{}
+type connKey struct{}
 
 // ConnContext is for http.Server.ConnContext: the requests of a connection of
 // this package carry its verified peer, for identity.PeerFromContext. It costs
@@ -19,7 +18,8 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
-	return identity.ContextWithPeer(ctx, peer)
+	own, _ := ours(c)
+	return identity.ContextWithPeer(context.WithValue(ctx, connKey{}, own), peer)
 }
 
 // Handler lets only requests with a verified peer through, so that a handler
@@ -30,12 +30,12 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 // close"; HTTP/2: GOAWAY, RFC 9113 6.8).
 func Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		peer, ok := identity.PeerFromContext(r.Context())
+		c, ok := r.Context().Value(connKey{}).(*conn)
 		if !ok {
 			http.Error(w, "no verified peer: this handler is served on mutual TLS only (its http.Server needs ConnContext: mtls.ConnContext)", http.StatusForbidden)
 			return
 		}
-		if time.Now().After(peer.Certificate.NotAfter) {
+		if c.core.now().After(c.request.Peer.Certificate.NotAfter) {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)

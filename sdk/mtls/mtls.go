@@ -176,8 +176,8 @@ var HTTPProtos = []string{"h2", "http/1.1"}
 
 func (c *ServerConfig) core() (*core, error) {
 	k, err := newCore(handshake.Server, c.Source, c.Authorize, c.Profile, c.HandshakeTimeout, c.ExpiryGrace, c.NextProtos, c.RequireALPN)
-	if err == nil && c.Authorize.host != nil {
-		err = fmt.Errorf("%s authorises servers; clients have no host name", c.Authorize)
+	if err == nil && (c.Authorize.host != nil || c.Authorize.roots != nil) {
+		err = fmt.Errorf("%s authorises servers by name, and clients have none", c.Authorize)
 	}
 	if err == nil && c.MaxHandshakes < 0 {
 		err = fmt.Errorf("MaxHandshakes is %d; set it to 1 or more, or to 0 for %d", c.MaxHandshakes, DefaultMaxHandshakes)
@@ -231,7 +231,7 @@ func newCore(side handshake.Side, source identity.Source, who Authorizer, profil
 }
 
 func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, lifetime time.Duration, depth int, hooks []handshake.Hook, now func() time.Time, log *slog.Logger) {
-	if lifetime == 0 {
+	if lifetime == 0 && k.authorize.roots == nil {
 		lifetime = DefaultMaxLifetime
 	}
 	if now == nil {
@@ -240,10 +240,10 @@ func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, life
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	k.usage, k.revocation, k.depth, k.now, k.log = usage, revocation, depth, now, log
+	k.usage, k.revocation, k.lifetime, k.depth, k.now, k.log = usage, revocation, max(lifetime, 0), depth, now, log
 	k.hooks = slices.Clone(hooks)
 	k.verifier = chaincheck.NewVerifier(chaincheck.VerifierConfig{
-		Usage: usage, Revocation: revocation, MaxLifetime: max(lifetime, 0), MaxDepth: depth, Now: now,
+		Usage: usage, Revocation: revocation, MaxLifetime: k.lifetime, MaxDepth: depth, Now: now,
 	})
 	k.live.core = k
 	k.live.conns = map[*conn]struct{}{}

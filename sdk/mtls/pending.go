@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/handshake"
 )
 
 // pending bounds handshakes under way. When one more begins and all places
@@ -35,7 +37,7 @@ func (p *pending) begin(ctx context.Context, c *conn) (*list.Element, error) {
 			p.busy.Remove(oldest)
 			e := p.busy.PushBack(c)
 			p.mu.Unlock()
-			oldest.Value.(*conn).shut(spiffeid.ID{}, fmt.Errorf("%d handshakes were under way and this was the oldest", p.max))
+			oldest.Value.(*conn).shut(spiffeid.ID{}, &handshake.Refusal{Cause: handshake.Canceled, Err: fmt.Errorf("%d handshakes were under way, and this was the oldest", p.max)})
 			return e, nil
 		}
 		if p.freed == nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/legation-io/legation/sdk/handshake"
 	"github.com/legation-io/legation/sdk/internal/suites"
 )
 
@@ -84,18 +85,18 @@ func (p Profile) rules() (*rules, error) {
 func (r *rules) check(cs *tls.ConnectionState) error {
 	switch allowed := r.suites13; {
 	case cs.Version != tls.VersionTLS13 && (r.min > tls.VersionTLS12 || cs.Version != tls.VersionTLS12):
-		return r.refuse(cs, "version", tls.VersionName(cs.Version))
+		return r.refuse(cs, whatVersion, tls.VersionName(cs.Version))
 	case cs.DidResume:
-		return r.refuse(cs, "session", "a resumed one, which skips the peer's certificate,")
+		return r.refuse(cs, whatSession, "a resumed one, which skips the peer's certificate,")
 	default:
 		if cs.Version == tls.VersionTLS12 {
 			allowed = r.suites12
 		}
 		if !slices.Contains(allowed, cs.CipherSuite) {
-			return r.refuse(cs, "cipher suite", tls.CipherSuiteName(cs.CipherSuite))
+			return r.refuse(cs, whatSuite, tls.CipherSuiteName(cs.CipherSuite))
 		}
 		if !slices.Contains(r.groups, cs.CurveID) {
-			return r.refuse(cs, "group", cs.CurveID.String())
+			return r.refuse(cs, whatGroup, cs.CurveID.String())
 		}
 	}
 	return nil
@@ -119,6 +120,28 @@ type ProfileError struct {
 // Error implements error.
 func (e *ProfileError) Error() string {
 	return fmt.Sprintf("%s %s is not allowed by the %s profile (agreed on: %s)", e.What, e.Value, e.Profile, e.Negotiated)
+}
+
+const (
+	whatVersion  = "version"
+	whatSession  = "session"
+	whatSuite    = "cipher suite"
+	whatGroup    = "group"
+	whatProtocol = "application protocol"
+)
+
+func (e *ProfileError) cause() handshake.Cause {
+	switch e.What {
+	case whatVersion:
+		return handshake.ProtocolVersion
+	case whatSession:
+		return handshake.Resumption
+	case whatGroup:
+		return handshake.KeyExchange
+	case whatProtocol:
+		return handshake.ALPN
+	}
+	return handshake.CipherSuite
 }
 
 // Negotiated is what the two sides of a connection agreed on, by the names of
