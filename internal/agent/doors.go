@@ -43,7 +43,7 @@ func stop(doors []door) {
 
 // publicMatrix is who may call what on the public socket.
 func publicMatrix() (*callers.Matrix, error) {
-	return callers.New([]protoreflect.FileDescriptor{localv1.File_api_local_v1_local_proto}, callers.WorkloadAPI, callers.SDS, callers.ADS, callers.Health)
+	return callers.New([]protoreflect.FileDescriptor{localv1.File_api_local_v1_local_proto}, callers.WorkloadAPI, callers.WorkloadExtensions, callers.SDS, callers.ADS, callers.Health)
 }
 
 func (a *agent) refusedCall(_ context.Context, method string, i callers.Identity, err error) {

@@ -31,6 +31,7 @@ import (
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/callers"
+	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/callers.md")
@@ -41,7 +42,7 @@ func whole(t *testing.T) *callers.Matrix {
 		nodev1.File_api_node_v1_node_proto,
 		adminv1.File_api_admin_v1_admin_proto,
 		localv1.File_api_local_v1_local_proto,
-	}, callers.WorkloadAPI, callers.SDS, callers.ADS, callers.ALS, callers.Health)
+	}, callers.WorkloadAPI, callers.WorkloadExtensions, callers.SDS, callers.ADS, callers.ALS, callers.Health)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +154,10 @@ func TestA10EveryRPCAsEveryClass(t *testing.T) {
 	localv1.RegisterSessionsServer(server, localv1.UnimplementedSessionsServer{})
 	localv1.RegisterAgentAdminServer(server, localv1.UnimplementedAgentAdminServer{})
 	workload.RegisterSpiffeWorkloadAPIServer(server, workload.UnimplementedSpiffeWorkloadAPIServer{})
+	workloadv1.RegisterRevocationsServer(server, workloadv1.UnimplementedRevocationsServer{})
+	workloadv1.RegisterTokensServer(server, workloadv1.UnimplementedTokensServer{})
+	workloadv1.RegisterPoliciesServer(server, workloadv1.UnimplementedPoliciesServer{})
+	workloadv1.RegisterObjectsServer(server, workloadv1.UnimplementedObjectsServer{})
 	secretv3.RegisterSecretDiscoveryServiceServer(server, secretv3.UnimplementedSecretDiscoveryServiceServer{})
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, discoveryv3.UnimplementedAggregatedDiscoveryServiceServer{})
 	accesslogv3.RegisterAccessLogServiceServer(server, accesslogv3.UnimplementedAccessLogServiceServer{})

@@ -14,6 +14,18 @@ var (
 		"/SpiffeWorkloadAPI/FetchWITSVID":     {Callers: []Class{Workload}},
 		"/SpiffeWorkloadAPI/FetchWITBundles":  {Callers: []Class{Workload}},
 	}
+	// WorkloadExtensions: what the agent's socket offers beyond the Workload
+	// API; the protos live in the SDK's module and carry no options. Attestation
+	// decides here, too.
+	WorkloadExtensions = Table{
+		"/legation.workload.v1.Revocations/Watch":   {Callers: []Class{Workload}},
+		"/legation.workload.v1.Tokens/FetchJWTSVID": {Callers: []Class{Workload}},
+		"/legation.workload.v1.Policies/Watch":      {Callers: []Class{Workload}},
+		"/legation.workload.v1.Objects/Get":         {Callers: []Class{Workload}},
+		"/legation.workload.v1.Objects/Put":         {Callers: []Class{Workload}},
+		"/legation.workload.v1.Objects/Delete":      {Callers: []Class{Workload}},
+		"/legation.workload.v1.Objects/List":        {Callers: []Class{Workload}},
+	}
 	// SDS: Envoy's secrets.
 	SDS = Table{
 		"/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets":  {Callers: []Class{Workload}},

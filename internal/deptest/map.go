@@ -75,7 +75,7 @@ var Folders = []Folder{
 		"internal/catalog", "internal/ca", "internal/ledger", "internal/acks", "internal/attest/node/jointoken", "internal/attest/node/registry", "internal/callers", "internal/distribute", "internal/store"}},
 	{"internal/server/node", Door, "agents: attest, sign, subscribe, report", []string{
 		"internal/attest/node", "internal/attest/node/registry", "internal/ca", "internal/acks", "internal/distribute"}},
-	{"internal/agent/workloadapi", Door, "the SPIFFE Workload API", []string{"internal/agent/svid", "internal/attest/workload"}},
+	{"internal/agent/workloadapi", Door, "the SPIFFE Workload API, and what the agent's socket offers beyond it", []string{"internal/agent/svid", "internal/agent/upstream", "internal/attest/workload"}},
 	{"internal/agent/sds", Door, "SDS and ADS for Envoys", []string{"internal/agent/svid", "internal/distribute"}},
 	{"internal/agent/session", Door, "a program started under attestation, with its Envoy", []string{
 		"internal/agent/svid", "internal/agent/upstream", "internal/agent/envoy", "internal/attest/workload", "internal/distribute"}},

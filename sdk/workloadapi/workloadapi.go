@@ -9,19 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -57,9 +51,6 @@ type Handler interface {
 	StateChanged(s State, err error)
 }
 
-// maxMessage bounds one answer; revocation lists can be large.
-const maxMessage = 64 << 20
-
 // Retry delays: full jitter between minDelay and a ceiling that doubles.
 const (
 	minDelay     = 50 * time.Millisecond
@@ -72,29 +63,13 @@ const (
 // ends, and then returns ctx's error; it returns earlier only when the address
 // or the request itself is wrong and trying again is no use.
 func Watch(ctx context.Context, addr string, h Handler) error {
-	if addr == "" {
-		addr = os.Getenv(workloadapi.SocketEnv)
-	}
-	if addr == "" {
-		return fmt.Errorf("no Workload API address: give one or set %s, e.g. unix:///run/legation/agent.sock", workloadapi.SocketEnv)
-	}
-	target, err := workloadapi.TargetFromAddress(addr)
+	conn, err := Dial(addr)
 	if err != nil {
-		return fmt.Errorf("workload API address %q: %w", addr, err)
-	}
-	conn, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: minDelay, Multiplier: 1.6, Jitter: 0.5, MaxDelay: time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		}))
-	if err != nil {
-		return fmt.Errorf("workload API at %s: %w", addr, err)
+		return err
 	}
 	defer conn.Close()
 	w := watcher{client: workload.NewSpiffeWorkloadAPIClient(conn), handler: h}
-	return w.run(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"))
+	return w.run(ctx)
 }
 
 type watcher struct {

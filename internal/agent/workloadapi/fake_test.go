@@ -166,7 +166,7 @@ func serve(t testing.TB, limits Limits, entries ...*nodev1.Entry) *agent {
 	a.view.Store(view)
 	a.m = svid.New(svid.Params{Views: a, Signer: a.ca, HoldOff: 300 * time.Millisecond})
 	attestor := workload.NewAttestor(workload.Params{Want: a.m.Want})
-	s := New(Params{Manager: a.m, Attestor: attestor, TrustDomain: spiffeid.RequireTrustDomainFromString(domain), Limits: limits,
+	s := New(Params{Manager: a.m, Views: a, Attestor: attestor, TrustDomain: spiffeid.RequireTrustDomainFromString(domain), Limits: limits,
 		OnDelivered: func(subscriber, id string, crl map[string]uint64) {
 			a.mu.Lock()
 			defer a.mu.Unlock()

@@ -11,14 +11,18 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/svid"
+	"github.com/legation-io/legation/internal/agent/upstream"
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/fault"
+	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 	"github.com/legation-io/legation/sdk/jwtcheck"
 	"github.com/prometheus/client_golang/prometheus"
 	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -29,9 +33,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Params is what a Server needs. Manager and TrustDomain are required.
+// Params is what a Server needs. Manager, Views and TrustDomain are required.
 type Params struct {
 	Manager     *svid.Manager
+	Views       upstream.Views
 	TrustDomain spiffeid.TrustDomain
 	// Attestor made the credentials of the gRPC server that this is
 	// registered with (workload.NewCredentials).
@@ -56,7 +61,8 @@ type Limits struct {
 	PerProcess int // 0 is 64
 }
 
-// Server implements the SpiffeWorkloadAPI service.
+// Server implements the SpiffeWorkloadAPI service and those of
+// legation.workload.v1, each in a file of its own.
 type Server struct {
 	pb.UnimplementedSpiffeWorkloadAPIServer
 	p       Params
@@ -66,6 +72,10 @@ type Server struct {
 	next    atomic.Uint64 // subscriber numbers
 	keys    atomic.Pointer[keySet]
 	tokens  *jwtcheck.Verifier
+
+	setMu sync.Mutex // guards what follows
+	setOf map[string]*nodev1.Revocation
+	set   *workloadv1.RevocationSet // of setOf
 
 	requests *prometheus.CounterVec
 	streams  prometheus.Gauge
@@ -112,10 +122,13 @@ func New(p Params) *Server {
 	return s
 }
 
-// Register adds the service to a gRPC server whose credentials are
-// workload.NewCredentials.
+// Register adds the services to a gRPC server whose credentials are
+// workload.NewCredentials. A service of legation.workload.v1 is a type that
+// holds the Server: each call begins with enter and ends with leave and
+// answer.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterSpiffeWorkloadAPIServer(r, s)
+	workloadv1.RegisterRevocationsServer(r, revocations{s: s})
 }
 
 // call is one RPC of an attested process.
@@ -205,15 +218,25 @@ func (s *Server) answer(ctx context.Context, method string, err error) error {
 		err = ctx.Err()
 	}
 	mapped := fault.GRPC(err)
-	s.requests.WithLabelValues(path.Base(method), status.Code(mapped).String()).Inc()
+	s.requests.WithLabelValues(name(method), status.Code(mapped).String()).Inc()
 	if err != nil && ctx.Err() == nil && s.logRate.Allow() {
 		pid, uid := int32(0), uint32(0)
 		if c, ok := workload.FromContext(ctx); ok {
 			pid, uid = c.PID(), c.UID()
 		}
-		s.log.Info("a Workload API call was refused", "method", path.Base(method), "pid", pid, "uid", uid, "code", status.Code(mapped).String(), "error", err)
+		s.log.Info("a Workload API call was refused", "method", name(method), "pid", pid, "uid", uid, "code", status.Code(mapped).String(), "error", err)
 	}
 	return mapped
+}
+
+// name is a method's without its service, unless the service is one of ours:
+// several have a Watch.
+func name(method string) string {
+	service, method := path.Split(method)
+	if ours, ok := strings.CutPrefix(service, "/legation.workload.v1."); ok {
+		return strings.TrimSuffix(ours, "/") + "." + method
+	}
+	return method
 }
 
 // openCalls counts what is open.
