@@ -20,6 +20,9 @@ func remoteAlert(err error) (tls.AlertError, bool) {
 	return alertByText(op.Err.Error())
 }
 
+// alertError is an alert as crypto/tls gives it.
+func alertError(a tls.AlertError) error { return &net.OpError{Op: "remote error", Err: a} }
+
 func alertByText(text string) (tls.AlertError, bool) {
 	n, ok := alerts[text]
 	return n, ok
