@@ -39,7 +39,11 @@ func (a *Attempt) diagnose(err error, cs tls.ConnectionState) *Error {
 		e.Offered = offered(a.base)
 		e.Protocols = a.base.NextProtos
 	}
-	e.classify(err)
+	if alert, ok := a.tap.plainAlert(err); ok {
+		e.classify(alertError(alert))
+	} else {
+		e.classify(err)
+	}
 	a.explain(e)
 	return e
 }

@@ -79,6 +79,7 @@ type Attempt struct {
 	late   atomic.Bool
 
 	seen seen
+	tap  tap
 }
 
 // seen is what the callbacks noticed; written by the goroutine that runs the
@@ -98,7 +99,21 @@ type seen struct {
 // Begin follows the handshake on raw. hooks are called when it ended; the
 // slice is kept.
 func Begin(side Side, raw net.Conn, hooks []Hook) *Attempt {
-	return &Attempt{side: side, raw: raw, hooks: hooks}
+	a := &Attempt{side: side, raw: raw, hooks: hooks}
+	a.tap.Conn = raw
+	return a
+}
+
+// Conn is what to give to tls.Server or tls.Client in place of the connection.
+// For a server it notices alerts that clients on OpenSSL (Python, curl) send
+// without encryption when they refuse our certificate in TLS 1.3: crypto/tls
+// cannot read those, and calls them a bad record. For a client it is the
+// connection itself.
+func (a *Attempt) Conn() net.Conn {
+	if a.side == Server {
+		return &a.tap
+	}
+	return a.raw
 }
 
 // Config returns a copy of base for this connection alone, whose callbacks
@@ -201,6 +216,7 @@ func (a *Attempt) Run(ctx context.Context, c *tls.Conn) error {
 	a.start = time.Now()
 	region := trace.StartRegion(ctx, regionName(a.side))
 	err := c.HandshakeContext(ctx)
+	a.tap.done = true
 	region.End()
 	if err != nil {
 		return a.failed(ctx, a.diagnose(err, c.ConnectionState()), false)

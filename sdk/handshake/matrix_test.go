@@ -67,6 +67,7 @@ func (v verdict) check(t *testing.T, p *party, side Side) {
 	if p.err.Side != side || p.err.Remote == nil || p.err.Local == nil {
 		t.Errorf("%s: where it was is missing: %#v", side, p.err)
 	}
+	checkText(t, p.err)
 	text := p.err.Error()
 	if !strings.HasSuffix(text, "docs/handshake-failures.md#"+string(v.cause)) {
 		t.Errorf("%s: the text does not point to the guide: %s", side, text)
@@ -84,6 +85,31 @@ type row struct {
 	server, client *party
 	atServer       verdict
 	atClient       verdict
+}
+
+// checkText: a server of net/http has only the text, and must say the same.
+func checkText(t *testing.T, e *Error) {
+	t.Helper()
+	if r, ok := asRefusal(e.Err); ok && r.Cause != "" {
+		return // said by a type alone
+	}
+	var fromText Error
+	fromText.classifyText(e.Err.Error())
+	if e.Alert != 0 && fromText.Alert == 0 && fromText.Cause == Protocol {
+		return // an alert in the clear, which only the bytes show
+	}
+	if fromText.Alert != e.Alert || e.Alert == 0 && (fromText.Cause != e.Cause || fromText.Whose != e.Whose) {
+		t.Errorf("by types %s %q (alert %d), by text %s %q (alert %d): %v", e.Cause, e.Whose, e.Alert, fromText.Cause, fromText.Whose, fromText.Alert, e.Err)
+	}
+	var again Error
+	if again.classifyText(e.Error()); again.Cause != e.Cause {
+		t.Errorf("%s is read again from our own text as %s: %v", e.Cause, again.Cause, e)
+	}
+	for _, c := range e.Error() {
+		if c < ' ' || c == 0x7f {
+			t.Errorf("the text is no single printable line: %q", e.Error())
+		}
+	}
 }
 
 func runRows(t *testing.T, rows []row) {

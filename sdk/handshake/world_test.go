@@ -186,9 +186,9 @@ func (p *party) run(t testing.TB, side Side, conn net.Conn) {
 	config := a.Config(ctx, p.config, p.verify)
 	var c *tls.Conn
 	if side == Server {
-		c = tls.Server(conn, config)
+		c = tls.Server(a.Conn(), config)
 	} else {
-		c = tls.Client(conn, config)
+		c = tls.Client(a.Conn(), config)
 	}
 	err := a.Run(ctx, c)
 	if err == nil && side == Client {
