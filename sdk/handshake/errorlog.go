@@ -183,6 +183,9 @@ func (l *ErrorLog) Write(line []byte) (int, error) {
 func (l *ErrorLog) failure(remote, reason string) (*Error, time.Time) {
 	e := &Error{Side: Server, Remote: textAddr(clean(remote, maxName)), Err: textError(clean(reason, maxText))}
 	h := l.forget(remote)
+	if reason == "local error: tls: bad record MAC" {
+		e.Hint = "so it looks when a client on OpenSSL (Python, curl) refuses this server's certificate"
+	}
 	if h == nil {
 		e.classifyText(reason)
 		return e, time.Now()

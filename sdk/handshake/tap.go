@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"syscall"
 )
 
 // A tap is a connection that keeps the last bytes that were read during the
@@ -20,6 +21,14 @@ const alertRecord = 7
 
 // NetConn returns the connection below, as tls.Conn.NetConn does.
 func (t *tap) NetConn() net.Conn { return t.Conn }
+
+// SyscallConn implements syscall.Conn for those that set socket options.
+func (t *tap) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := t.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
 
 func (t *tap) Read(p []byte) (int, error) {
 	n, err := t.Conn.Read(p)

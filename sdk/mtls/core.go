@@ -148,7 +148,7 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.C
 		config.ServerName = sni(host)
 		secured = tls.Client(c, config)
 	} else {
-		secured = tls.Server(c, config)
+		secured = tls.Server(attempt.Conn(), config)
 	}
 	if err := attempt.Run(ctx, secured); err != nil {
 		k.log.Debug("TLS handshake failed", "error", err)
