@@ -95,6 +95,8 @@ type Token struct {
 	ExpiresAt, IssuedAt, NotBefore time.Time
 	// KeyID and Algorithm are of the signature.
 	KeyID, Algorithm string
+	// Sum is SHA-256 of the token's text: other tokens can name this one by it.
+	Sum [sha256.Size]byte
 
 	payload []byte
 	claims  map[string]any
@@ -143,6 +145,7 @@ func (v *Verifier) Verify(keys *Keys, token, audience string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.Sum = sum
 	if err := v.judge(t, audience, now); err != nil {
 		return nil, err
 	}

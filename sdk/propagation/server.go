@@ -1,0 +1,119 @@
+package propagation
+
+import (
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+
+	"github.com/legation-io/legation/sdk/identity"
+)
+
+// Server verifies who called before a handler runs. The handler finds the
+// Chain by FromContext, and the headers of identities as the package says: no
+// other way to set them is left to a client. Requests that are refused are
+// answered 400, 403 or 503 with the reason and do not reach the handler. An
+// error says what of the configuration is wrong.
+//
+// In mode Mesh the handler is served by sdk/mtls, which puts the verified peer
+// into the context (identity.PeerFromContext).
+func Server(next http.Handler, c Config) (http.Handler, error) {
+	in, err := NewInbound(c)
+	if err != nil {
+		return nil, err
+	}
+	return &server{in, next}, nil
+}
+
+type server struct {
+	in   *Inbound
+	next http.Handler
+}
+
+// ServeHTTP implements http.Handler.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	received := Received{Tokens: r.Header[canonicalWorkloadIdentity]}
+	switch s.in.Mode() {
+	case Mesh:
+		received.Peer, _ = identity.PeerFromContext(r.Context())
+	case Sidecar:
+		received.SPIFFEID, received.WorkloadID = r.Header[canonicalSPIFFEID], r.Header[canonicalWorkloadID]
+		received.Local, _ = r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		received.Remote = remote(r.RemoteAddr)
+	}
+	chain, err := s.in.Accept(received)
+	if err != nil {
+		refused := err.(*Error) // Accept returns nothing else
+		s.in.refused(r.Context(), refused)
+		http.Error(w, refused.Error(), refused.Status())
+		return
+	}
+	s.next.ServeHTTP(w, s.present(r, chain))
+}
+
+// present is the request as the handler sees it.
+func (s *server) present(r *http.Request, c Chain) *http.Request {
+	token := r.Header[canonicalWorkloadIdentity]
+	out := r
+	if !c.IsZero() {
+		out = r.WithContext(NewContext(r.Context(), c))
+	}
+	headers, changed := stripped(r.Header)
+	baggage, rewritten := s.in.baggageIn(r.Header[canonicalBaggage], c)
+	if !c.IsZero() || changed || rewritten {
+		if out == r {
+			out = r.WithContext(r.Context())
+		}
+		if !changed {
+			headers = maps.Clone(r.Header)
+		}
+		if !c.IsZero() {
+			peer := []string{c.Caller().String()}
+			headers[canonicalSPIFFEID], headers[canonicalWorkloadID] = peer, peer
+			if len(token) == 1 {
+				headers[canonicalWorkloadIdentity] = token
+			}
+		}
+		switch {
+		case rewritten && baggage == "":
+			delete(headers, canonicalBaggage)
+		case rewritten:
+			headers[canonicalBaggage] = []string{baggage}
+		}
+		out.Header = headers
+	}
+	if r.Body != nil && r.Body != http.NoBody && (r.ProtoMajor >= 2 || r.ContentLength < 0) {
+		if out == r {
+			out = r.WithContext(r.Context())
+		}
+		strip(r.Trailer)
+		out.Body = &trailerBody{r.Body, r, out}
+	}
+	return out
+}
+
+// trailerBody removes identities from the trailers that come after a body.
+type trailerBody struct {
+	io.ReadCloser
+	from, to *http.Request
+}
+
+// Read implements io.Reader.
+func (b *trailerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		strip(b.from.Trailer)
+		b.to.Trailer = b.from.Trailer
+	}
+	return n, err
+}
+
+// remote parses http.Request.RemoteAddr.
+func remote(s string) net.Addr {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil
+	}
+	return net.TCPAddrFromAddrPort(a)
+}
