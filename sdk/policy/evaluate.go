@@ -1,0 +1,131 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
+
+// deadline ends an evaluation from within: the evaluator asks it before every
+// expression and inside long built-in functions, so that no timer and no
+// goroutine is needed. It is used by one goroutine.
+type deadline struct {
+	began time.Time
+	after time.Duration
+	asked uint32
+	over  bool
+}
+
+// askClock is how many questions are answered without looking at the clock.
+const askClock = 8
+
+// Cancel implements topdown.Cancel; nobody calls it.
+func (d *deadline) Cancel() {}
+
+// Cancelled implements topdown.Cancel.
+func (d *deadline) Cancelled() bool {
+	if d.over {
+		return true
+	}
+	if d.asked++; d.asked%askClock == 0 && time.Since(d.began) > d.after {
+		d.over = true
+	}
+	return d.over
+}
+
+// baseDocument answers for "data" from memory: what an evaluation would read
+// from the store, convert and cache, anew each time, never changes here.
+type baseDocument struct{ data ast.Value }
+
+// Get implements topdown.BaseCache; nil sends the evaluator to the store,
+// which does not have it either.
+func (b baseDocument) Get(ref ast.Ref) ast.Value {
+	v, err := b.data.Find(ref[1:])
+	if err != nil {
+		return nil
+	}
+	return v
+}
+
+// Put implements topdown.BaseCache.
+func (baseDocument) Put(ast.Ref, ast.Value) {}
+
+var deadlines = sync.Pool{New: func() any { return new(deadline) }}
+
+// evaluate asks one program. It never panics: what OPA panics with is a denial.
+func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time.Time, within time.Duration) (cause Cause, detail string) {
+	stop := deadlines.Get().(*deadline)
+	*stop = deadline{began: began, after: within}
+	defer func() {
+		if r := recover(); r != nil {
+			cause, detail = CauseError, fmt.Sprintf("the evaluator panicked: %v", r)
+			return // stop may still be referenced: not pooled
+		}
+		deadlines.Put(stop)
+	}()
+	var value ast.Value
+	answers := 0
+	err := topdown.NewQuery(p.body).WithCompiler(p.compiler).WithStore(p.store).WithTransaction(p.txn).
+		WithInput(input).WithTime(now).WithCancel(stop).WithMetrics(metrics.NoOp()).WithBaseCache(p.data).
+		Iter(ctx, func(r topdown.QueryResult) error {
+			answers++
+			if t := r[p.answer]; t != nil {
+				value = t.Value
+			}
+			return nil
+		})
+	switch {
+	case stop.over:
+		return CauseDeadline, fmt.Sprintf("the evaluation took more than %s", within)
+	case err != nil:
+		return CauseError, err.Error()
+	case answers == 0:
+		return CauseUndefined, ""
+	case answers > 1:
+		return CauseError, "the query has more than one answer"
+	}
+	switch b, ok := value.(ast.Boolean); {
+	case !ok:
+		return CauseNotBoolean, "the answer is of type " + ast.ValueName(value)
+	case bool(b):
+		return CauseAllowed, ""
+	}
+	return CauseDenied, ""
+}
+
+// A share bounds how much of one core slow evaluations may use, so that a
+// policy that loops cannot eat the machine: a leaky bucket in one word.
+type share struct {
+	until atomic.Int64 // when everything charged will have been paid for, ns on the clock of now
+	part  float64      // of one core
+}
+
+const burst = 200 * time.Millisecond // of evaluation
+
+// within is how long an evaluation may take that begins at now; zero is not
+// at all.
+func (s *share) within(now time.Duration, full time.Duration) time.Duration {
+	debt := float64(s.until.Load()-int64(now)) * s.part
+	switch {
+	case debt < float64(burst):
+		return full
+	case debt < 2*float64(burst):
+		return full / 32
+	}
+	return 0
+}
+
+func (s *share) charge(now, spent time.Duration) {
+	for {
+		old := s.until.Load()
+		if s.until.CompareAndSwap(old, max(old, int64(now))+int64(float64(spent)/s.part)) {
+			return
+		}
+	}
+}

@@ -1,0 +1,82 @@
+package policy
+
+import (
+	"context"
+	"net/http"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/identity"
+)
+
+// Handler lets through to next what the policies allow. The peer is the one
+// that sdk/mtls put into the request's context, or else that of the TLS
+// connection, which must be one of sdk/mtls: see identity.PeerOf. A request
+// without a peer, without a route, with a path that is not canonical, and
+// one that is denied, gets 403 and nothing else; the log has the reason under
+// the decision's id. What next gets is the same *http.Request that was
+// decided on: put nothing between that rewrites the path, and no router
+// behind it that cleans, decodes or folds it further.
+func Handler(next http.Handler, e *Engine, routes *Routes) http.Handler {
+	return &handler{next, e, routes}
+}
+
+type handler struct {
+	next   http.Handler
+	engine *Engine
+	routes *Routes
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx := r.Context()
+	in, route, err := h.routes.Input(r)
+	in.Identity = h.peer(ctx, r)
+	var d Decision
+	if err != nil {
+		d = h.engine.Refuse(err)
+	} else {
+		d = h.engine.Decide(ctx, &in)
+	}
+	h.engine.Record(ctx, newRecord(&in, route, r, d))
+	if !d.Allowed {
+		http.Error(w, "403 Forbidden", http.StatusForbidden)
+		return
+	}
+	h.next.ServeHTTP(w, r.WithContext(ContextWithDecision(ctx, d)))
+}
+
+func (h *handler) peer(ctx context.Context, r *http.Request) (id spiffeid.ID) {
+	if p, ok := identity.PeerFromContext(ctx); ok {
+		return p.ID
+	}
+	if r.TLS != nil {
+		if p, err := identity.PeerOf(r.TLS); err == nil {
+			return p.ID
+		}
+	}
+	return id
+}
+
+func newRecord(in *Input, route Route, r *http.Request, d Decision) Record {
+	name := in.Resource.Name
+	if slices.Contains(route.Mask, "name") {
+		name = masked
+	}
+	return Record{Decision: d, Identity: in.Identity, Operation: in.Operation, Type: in.Resource.Type, Name: name,
+		Method: r.Method, Route: route.Pattern, Remote: r.RemoteAddr}
+}
+
+type decisionKey struct{}
+
+// DecisionFromContext is the decision that let a request through; false where
+// none was made.
+func DecisionFromContext(ctx context.Context) (Decision, bool) {
+	d, ok := ctx.Value(decisionKey{}).(Decision)
+	return d, ok
+}
+
+// ContextWithDecision is for interceptors of other protocols.
+func ContextWithDecision(ctx context.Context, d Decision) context.Context {
+	return context.WithValue(ctx, decisionKey{}, d)
+}
