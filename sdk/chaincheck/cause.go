@@ -20,7 +20,7 @@ const (
 	WrongSAN          Cause = "wrong_san"          // not exactly one URI that is a workload's SPIFFE ID
 	WrongTrustDomain  Cause = "wrong_trust_domain" // no roots for its domain, or anchored by another's
 	Revoked           Cause = "revoked"            //
-	RevocationUnknown Cause = "revocation_unknown" // Require, and no current CRL
+	RevocationUnknown Cause = "revocation_unknown" // Require, and nothing current acquits it
 	BadUsage          Cause = "bad_usage"          // CA as leaf, key usage, extended key usage
 	Constraint        Cause = "constraint"         // path length, depth, name constraints, critical extensions
 	Lifetime          Cause = "lifetime"           // lives longer than accepted
@@ -39,6 +39,16 @@ type Error struct {
 	Detail string
 	// Certificate is the one at fault; may be nil.
 	Certificate *x509.Certificate
+	// Path is leaf first as far as the best path led: to the anchor when only
+	// the path as a whole breaks a rule. Empty when no leaf was read.
+	Path []*x509.Certificate
+	// Anchors are the roots that were tried: those of the leaf's trust domain,
+	// or those given for a server name. Shared: do not change them.
+	Anchors []*x509.Certificate
+	// Revocation is what was found when Cause is Revoked or RevocationUnknown.
+	Revocation Revocation
+	// Work is what finding out cost.
+	Work Work
 }
 
 func (e *Error) Error() string {

@@ -11,6 +11,7 @@
 package chaincheck
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
 	"time"
@@ -31,17 +32,21 @@ const (
 	Any
 )
 
-// Policy says what a missing or unusable CRL means. A certificate that a
-// genuine CRL lists is refused under Require and Prefer alike.
+// Policy says what missing or unusable revocation information means. A
+// certificate that a genuine CRL or OCSP answer revokes is refused under
+// Require and Prefer alike, and one that the DenySet names under every policy.
 type Policy int
 
 // The policies.
 const (
-	// Require: every CA in the path needs a current CRL. The default.
+	// Require: every certificate below the anchor needs a current CRL or OCSP
+	// answer that acquits it. The default.
 	Require Policy = iota
-	// Prefer: without a current CRL a link is accepted and says so.
+	// Prefer: without one a link is accepted and says so. Not where an OCSP
+	// responder answered that it does not know the certificate, nor where a
+	// certificate demands a stapled answer (RFC 7633) that is not there.
 	Prefer
-	// Off: CRLs are not looked at.
+	// Off: neither CRLs nor OCSP are looked at.
 	Off
 )
 
@@ -62,8 +67,20 @@ type Params struct {
 	// does not matter. VerifyLeafRaw fills it.
 	Chain []*x509.Certificate
 	Roots Roots
-	// CRLs may be nil, which Require refuses. Shared by many calls.
-	CRLs       *CRLSet
+	// CRLs may be nil. Shared by many calls.
+	CRLs *CRLSet
+	// Denied may be nil. Shared by many calls.
+	Denied *DenySet
+	// Staple is the OCSP response that came with the leaf
+	// (tls.ConnectionState.OCSPResponse); may be nil. One that does not hold is
+	// as good as none.
+	Staple []byte
+	// OCSP remembers and fetches answers; nil neither. Fetched is only what
+	// neither CRLs nor Staple decide, only for certificates whose path to an
+	// anchor holds, and only from the responders that they name.
+	OCSP *OCSP
+	// Context ends waiting for OCSP early; nil is context.Background().
+	Context    context.Context
 	Revocation Policy
 	Usage      Usage
 	// Now is wall time; zero is time.Now().
@@ -88,6 +105,8 @@ type Result struct {
 	Links []Link
 	// Work is what the verification cost.
 	Work Work
+
+	since, until time.Time // in between the verdict is the same
 }
 
 // Link explains why one certificate of a path is believed.
@@ -105,6 +124,19 @@ func (l Link) String() string {
 	}
 	return fmt.Sprintf("%s was signed by %s with %s, is valid until %s; %s", describe(l.Certificate), describe(l.Issuer),
 		l.Certificate.SignatureAlgorithm, stamp(l.Certificate.NotAfter), l.Revocation)
+}
+
+func (s *search) result(r *Result) *Result {
+	r.Path, r.Links, r.Work = make([]*x509.Certificate, len(s.path)), make([]Link, len(s.path)), s.work
+	for i, f := range s.path {
+		r.Path[i] = f.cert
+		r.Links[i] = Link{Certificate: f.cert, Revocation: s.revocation[i]}
+		if i > 0 {
+			r.Links[i-1].Issuer = f.cert
+		}
+	}
+	r.since, r.until = s.window()
+	return r
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -144,14 +176,15 @@ func Verify(p Params) (*Result, error) {
 		return nil, refuse(WrongTrustDomain, leaf.cert, "no roots are known for the trust domain %s; is it federated?", id.TrustDomain())
 	}
 	s := newSearch(leaf, p.Chain[1:], anchors, p)
-	s.spiffe = true
+	s.spiffe, s.id = true, id
+	defer s.stop()
 	if err := s.run(); err != nil {
 		if e := s.foreignAnchor(err, id.TrustDomain(), p.Roots); e != nil {
 			return nil, e
 		}
 		return nil, err
 	}
-	return &Result{ID: id, Path: s.certificates(), Links: s.links(), Work: s.work}, nil
+	return s.result(&Result{ID: id}), nil
 }
 
 // leaf reads the first certificate presented.
@@ -173,7 +206,9 @@ func (p *Params) leaf() (*facts, *Error) {
 }
 
 func newSearch(leaf *facts, pool, anchors []*x509.Certificate, p Params) *search {
-	s := &search{leaf: leaf, pool: pool, anchors: anchors, usage: p.Usage, now: p.Now, crls: p.CRLs, policy: p.Revocation, maxDepth: p.MaxDepth}
+	s := &search{leaf: leaf, pool: pool, anchors: anchors, usage: p.Usage, now: p.Now, maxDepth: p.MaxDepth, evidence: evidence{
+		context: p.Context, policy: p.Revocation, crls: p.CRLs, denied: p.Denied, staple: p.Staple, ocsp: p.OCSP,
+	}}
 	if s.now.IsZero() {
 		s.now = time.Now()
 	}

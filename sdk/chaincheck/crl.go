@@ -5,10 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -164,50 +162,4 @@ func (l *list) parseScope(der []byte) error {
 		return errors.New("its issuing distribution point excludes every certificate")
 	}
 	return nil
-}
-
-// Status is what is known of a certificate's revocation.
-type Status int
-
-// The statuses.
-const (
-	StatusNotChecked Status = iota // trust anchors, and everything under Off
-	StatusGood                     // a current list of its issuer does not name it
-	StatusRevoked
-	StatusUnknown // no list that can decide
-)
-
-// Revocation explains a Status.
-type Revocation struct {
-	Status Status
-	// Number and the times are of the list that decided; Number is nil
-	// without one.
-	Number                 *big.Int
-	ThisUpdate, NextUpdate time.Time
-	// RevokedAt and Reason (RFC 5280 5.3.1) are set when revoked.
-	RevokedAt time.Time
-	Reason    int
-	// Why says what is wrong with the list when Unknown.
-	Why string
-}
-
-// String is the explanation in words.
-func (r Revocation) String() string {
-	switch r.Status {
-	case StatusGood:
-		return fmt.Sprintf("not revoked by CRL %s, current until %s", r.Number, stamp(r.NextUpdate))
-	case StatusRevoked:
-		return fmt.Sprintf("revoked at %s (%s) by CRL %s", stamp(r.RevokedAt), reasonName(r.Reason), r.Number)
-	case StatusUnknown:
-		return "revocation unknown: " + r.Why
-	}
-	return "revocation not checked"
-}
-
-func reasonName(code int) string {
-	names := [...]string{"unspecified", "keyCompromise", "cACompromise", "affiliationChanged", "superseded", "cessationOfOperation", "certificateHold", "", "removeFromCRL", "privilegeWithdrawn", "aACompromise"}
-	if code < 0 || code >= len(names) || names[code] == "" {
-		return fmt.Sprintf("reason %d", code)
-	}
-	return names[code]
 }

@@ -23,6 +23,7 @@ type facts struct {
 	kuCritical    bool
 	bcCritical    bool
 	constraints   *constraints // nil without the extension
+	features      []uint16     // of TLS (RFC 7633), sorted
 	selfIssued    bool
 
 	asCA   *Error // memo of checkCA
@@ -92,7 +93,9 @@ func factsOf(cert *x509.Certificate) (*facts, *Error) {
 			// critical or not.
 			return nil, refuse(Constraint, cert, "it demands certificate policy processing (extension %s), which is not supported", ext.Id)
 		default:
-			if ext.Critical {
+			if ext.Id.Equal(oidTLSFeature) {
+				f.features, err = parseFeatures(cert, ext.Value)
+			} else if ext.Critical {
 				return nil, refuse(Constraint, cert, "it has the critical extension %s, which is not understood", ext.Id)
 			}
 		}

@@ -10,9 +10,10 @@ import (
 
 // Work counts what a verification did. It is bounded whatever was presented.
 type Work struct {
-	Signatures  int // signature checks, of certificates and of CRLs not checked before
-	Steps       int // candidates looked at while building paths
-	Comparisons int // names held against name constraints
+	Signatures  int `json:"signatures"`  // checks, of certificates, stapled answers, and CRLs not checked before
+	Steps       int `json:"steps"`       // candidates looked at while building paths
+	Comparisons int `json:"comparisons"` // names held against name constraints
+	Waits       int `json:"waits"`       // OCSP answers waited for
 }
 
 // Bounds of Work. An honest chain needs 2 or 3 signatures and 5 steps.
@@ -30,10 +31,9 @@ type search struct {
 	anchors  []*x509.Certificate
 	usage    Usage
 	now      time.Time
-	crls     *CRLSet
-	policy   Policy
 	maxDepth int  // intermediates that are not self-issued
 	spiffe   bool // hold certificates against what only X.509-SVID asks
+	evidence      // what is known of revocation
 
 	path       []*facts
 	revocation []Revocation // of path[i], once complete
@@ -70,11 +70,26 @@ const (
 func (s *search) note(r rank, err *Error) {
 	if r > s.bestRank {
 		s.best, s.bestRank = err, r
+		err.Path = make([]*x509.Certificate, len(s.path))
+		for i, f := range s.path {
+			err.Path[i] = f.cert
+		}
 	}
 }
 
 // run finds a path. A nil error leaves it in s.path.
 func (s *search) run() *Error {
+	err := s.find()
+	if err != nil {
+		err.Anchors, err.Work = s.anchors, s.work
+		if err.Path == nil && err.Certificate != nil {
+			err.Path = []*x509.Certificate{s.leaf.cert}
+		}
+	}
+	return err
+}
+
+func (s *search) find() *Error {
 	switch {
 	case s.usage < Client || s.usage > Any:
 		return refuse(BadParams, nil, "the verifier must be told a usage: Client, Server or Any")
@@ -264,6 +279,9 @@ func (s *search) complete() bool {
 		err = s.checkNames()
 	}
 	if err == nil {
+		err = s.checkFeatures()
+	}
+	if err == nil {
 		err = s.checkRevocation()
 	}
 	if err != nil {
@@ -309,51 +327,6 @@ func (s *search) checkNames() *Error {
 	return nil
 }
 
-// checkRevocation asks each issuer's CRL for what it signed, the leaf last:
-// whether a CA still counts comes before what it says.
-func (s *search) checkRevocation() *Error {
-	if cap(s.revocation) < len(s.path) {
-		s.revocation = make([]Revocation, len(s.path))
-	}
-	s.revocation = s.revocation[:len(s.path)]
-	for i := len(s.path) - 2; i >= 0; i-- {
-		if s.policy == Off {
-			s.revocation[i] = Revocation{}
-			continue
-		}
-		child, issuer := s.path[i].cert, s.path[i+1].cert
-		r := s.crls.Lookup(child, issuer, s.now, &s.work)
-		s.revocation[i] = r
-		switch {
-		case r.Status == StatusRevoked:
-			return refuse(Revoked, child, "%s", r)
-		case r.Status != StatusGood && s.policy == Require:
-			return refuse(RevocationUnknown, child, "%s", r)
-		}
-	}
-	s.revocation[len(s.path)-1] = Revocation{}
-	return nil
-}
-
-func (s *search) certificates() []*x509.Certificate {
-	certs := make([]*x509.Certificate, len(s.path))
-	for i, f := range s.path {
-		certs[i] = f.cert
-	}
-	return certs
-}
-
-func (s *search) links() []Link {
-	links := make([]Link, len(s.path))
-	for i, f := range s.path {
-		links[i] = Link{Certificate: f.cert, Revocation: s.revocation[i]}
-		if i+1 < len(s.path) {
-			links[i].Issuer = s.path[i+1].cert
-		}
-	}
-	return links
-}
-
 // foreignAnchor tells an unknown CA from the CA of another trust domain,
 // which may not speak for this one. It never accepts anything.
 func (s *search) foreignAnchor(err *Error, own spiffeid.TrustDomain, roots Roots) *Error {
@@ -365,10 +338,15 @@ func (s *search) foreignAnchor(err *Error, own spiffeid.TrustDomain, roots Roots
 			continue
 		}
 		other := *s
-		other.anchors, other.known, other.policy = anchors, nil, Off
+		other.anchors, other.known, other.evidence = anchors, nil, evidence{policy: Off}
 		other.path, other.revocation, other.best, other.bestRank = other.path[:0:0], nil, nil, 0
 		if other.run() == nil {
-			return refuse(WrongTrustDomain, s.leaf.cert, "it is anchored by a root of %s, which may not speak for %s", domain, own)
+			e := refuse(WrongTrustDomain, s.leaf.cert, "it is anchored by a root of %s, which may not speak for %s", domain, own)
+			for _, f := range other.path {
+				e.Path = append(e.Path, f.cert)
+			}
+			e.Anchors, e.Work = s.anchors, other.work
+			return e
 		}
 		s.work = other.work
 		if other.bestRank == overWork {

@@ -49,7 +49,7 @@ func unknown(format string, args ...any) Revocation {
 // decide looks the certificate up in a genuine list. An expired list still
 // revokes; it no longer acquits.
 func (l *list) decide(child *x509.Certificate, now time.Time) Revocation {
-	r := Revocation{Number: l.crl.Number, ThisUpdate: l.crl.ThisUpdate, NextUpdate: l.crl.NextUpdate}
+	r := Revocation{Source: SourceCRL, Number: l.crl.Number, ThisUpdate: l.crl.ThisUpdate, NextUpdate: l.crl.NextUpdate}
 	// RFC 5280 serials have at most 20 octets; the buffer stays on the stack.
 	var buffer [20]byte
 	if child.SerialNumber.BitLen() <= len(buffer)*8 {
@@ -65,7 +65,7 @@ func (l *list) decide(child *x509.Certificate, now time.Time) Revocation {
 	case l.crl.ThisUpdate.After(now.Add(maxEarly)):
 		r.Status, r.Why = StatusUnknown, fmt.Sprintf("CRL %s of %.128q is from %s, it is %s here", l.crl.Number, l.crl.Issuer, stamp(l.crl.ThisUpdate), stamp(now))
 	default:
-		r.Status = StatusGood
+		r.Status, r.until = StatusGood, l.crl.NextUpdate
 	}
 	return r
 }

@@ -42,13 +42,14 @@ func VerifyServerName(p Params, roots []*x509.Certificate, host string) (*Result
 		return nil, err
 	}
 	s := newSearch(leaf, p.Chain[1:], roots, p)
-	if err := s.run(); err != nil {
-		return nil, err
-	}
+	defer s.stop()
 	if !leaf.servesHost(want) {
 		return nil, refuse(WrongSAN, leaf.cert, "none of its names is %s (RFC 9525 6)", want)
 	}
-	return &Result{Host: want.String(), Path: s.certificates(), Links: s.links(), Work: s.work}, nil
+	if err := s.run(); err != nil {
+		return nil, err
+	}
+	return s.result(&Result{Host: want.String()}), nil
 }
 
 // host is a reference identity: a DNS name in lower case, or an address.
