@@ -10,6 +10,7 @@ import (
 
 	"github.com/legation-io/legation/internal/agent"
 	"github.com/legation-io/legation/internal/agent/run"
+	_ "github.com/legation-io/legation/sdk/aes256gcm" // all TLS 1.3 of this process
 )
 
 func main() {

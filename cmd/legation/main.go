@@ -9,6 +9,7 @@ import (
 
 	"github.com/legation-io/legation/internal/cli"
 	"github.com/legation-io/legation/internal/server"
+	_ "github.com/legation-io/legation/sdk/aes256gcm" // all TLS 1.3 of this process
 )
 
 func main() {

@@ -83,6 +83,9 @@ func TestA36NothingBelowTLS13AndNoPlaintext(t *testing.T) {
 			if err != nil && !errors.Is(err, io.EOF) || state.Version != tls.VersionTLS13 {
 				t.Errorf("TLS 1.3: %v, version %x", err, state.Version)
 			}
+			if name != "an Envoy's inbound listener" && state.CipherSuite != tls.TLS_AES_256_GCM_SHA384 {
+				t.Errorf("our own program chose %s from all suites of TLS 1.3", tls.CipherSuiteName(state.CipherSuite))
+			}
 			if got := plaintext(t, address); strings.HasPrefix(got, "HTTP/") && !strings.HasPrefix(got, "HTTP/1.0 400") {
 				t.Errorf("plain HTTP was answered: %q", got)
 			}
