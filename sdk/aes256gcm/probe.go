@@ -106,8 +106,8 @@ func clientHello(suites []uint16) []byte {
 				extension(b, 43, func(b *cryptobyte.Builder) { // supported_versions
 					b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddUint16(tls.VersionTLS13) })
 				})
-				extension(b, 10, list16(p256))      // supported_groups
-				extension(b, 13, list16(ecdsaP256)) // signature_algorithms
+				extension(b, 10, list16(p256))                 // supported_groups
+				extension(b, 13, list16(ecdsaP256))            // signature_algorithms
 				extension(b, 51, func(b *cryptobyte.Builder) { // key_share
 					b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
 						b.AddUint16(p256)
