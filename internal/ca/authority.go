@@ -38,7 +38,9 @@ type Params struct {
 	Journal     *ledger.Journal
 	Clock       clock.Clock // nil, or the Journal's
 	TrustDomain spiffeid.TrustDomain
-	Lifetimes   Lifetimes
+	// Cluster is the claim "cluster" of JWT-SVIDs; empty leaves it out.
+	Cluster   string
+	Lifetimes Lifetimes
 	// HeartbeatEvery is how often Run signs that the CRL is current; 0 is 10 s.
 	HeartbeatEvery time.Duration
 	Log            *slog.Logger // nil: discarded
@@ -52,6 +54,7 @@ type Authority struct {
 	journal   *ledger.Journal
 	guard     *ledger.Guard
 	td        spiffeid.TrustDomain
+	cluster   string
 	life      Lifetimes
 	beatEvery time.Duration
 	log       *slog.Logger
@@ -110,7 +113,7 @@ func open(ctx context.Context, p Params, failpoint func(string)) (*Authority, er
 		p.HeartbeatEvery = 10 * time.Second
 	}
 	a := &Authority{
-		store: p.Store, journal: p.Journal, guard: p.Journal.Guard(), td: p.TrustDomain, life: life,
+		store: p.Store, journal: p.Journal, guard: p.Journal.Guard(), td: p.TrustDomain, cluster: p.Cluster, life: life,
 		beatEvery: p.HeartbeatEvery, log: p.Log, metric: newMetrics(p.Registerer),
 		revoking: make(chan struct{}, 1), reading: make(chan struct{}, 1), failpoint: failpoint,
 	}

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/cryptosigner"
@@ -19,8 +21,19 @@ import (
 
 const (
 	maxAudiences   = 32
-	maxAudienceLen = 1024
+	maxAudienceLen = 2048 // of a SPIFFE ID
+
+	maxExt      = 16
+	maxExtBytes = 4096 // of all values
 )
+
+// workloadClaims say more about the subject than a JWT-SVID must.
+type workloadClaims struct {
+	SPIFFEID     string            `json:"spiffe_id"`
+	Cluster      string            `json:"cluster,omitempty"`
+	WorkloadName string            `json:"workload_name,omitempty"`
+	Ext          map[string]string `json:"ext,omitempty"`
+}
 
 // SignJWT signs one JWT-SVID (SPIFFE JWT-SVID; ES256), recorded before it is
 // returned. fault.Denied when the identity is blocked.
@@ -40,6 +53,9 @@ func (a *Authority) signJWT(ctx context.Context, req JWTRequest) (JWTResult, err
 		return JWTResult{}, err
 	}
 	if err := checkAudience(req.Audience); err != nil {
+		return JWTResult{}, err
+	}
+	if err := checkExt(req.Ext); err != nil {
 		return JWTResult{}, err
 	}
 	ttl, reason, err := lifetime(req.TTL, a.life.JWTDefault, a.life.JWTMax)
@@ -69,7 +85,8 @@ func (a *Authority) signJWT(ctx context.Context, req JWTRequest) (JWTResult, err
 		ID: hex.EncodeToString(jti[:]), Subject: req.ID.String(), Audience: req.Audience,
 		IssuedAt: jwt.NewNumericDate(issued), Expiry: jwt.NewNumericDate(expires),
 	}
-	token, err := jwt.Signed(signer).Claims(claims).Serialize()
+	further := workloadClaims{SPIFFEID: req.ID.String(), Cluster: a.cluster, WorkloadName: req.Entry, Ext: req.Ext}
+	token, err := jwt.Signed(signer).Claims(claims).Claims(further).Serialize()
 	if err != nil {
 		return JWTResult{}, err
 	}
@@ -115,4 +132,41 @@ func checkAudience(audience []string) error {
 		}
 	}
 	return nil
+}
+
+// reservedClaims are what readers of a token look for at its top. Below ext
+// they mean nothing to us; a reader that flattens claims would be misled.
+var reservedClaims = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "spiffe_id", "cluster", "workload_name", "ext"}
+
+func checkExt(ext map[string]string) error {
+	if len(ext) > maxExt {
+		return fault.New(fault.Invalid, "%d further claims, over the limit of %d", len(ext), maxExt)
+	}
+	size := 0
+	for name, value := range ext {
+		if !extName(name) {
+			return fault.New(fault.Invalid, "%.80q is no name for a further claim: 1 to 64 of a-z, 0-9, '_', '.', '-'", name)
+		}
+		if slices.Contains(reservedClaims, name) {
+			return fault.New(fault.Invalid, "the claim %s is the authority's to set; choose another name", name)
+		}
+		if !utf8.ValidString(value) {
+			return fault.New(fault.Invalid, "the claim %s is not UTF-8", name)
+		}
+		size += len(value)
+	}
+	if size > maxExtBytes {
+		return fault.New(fault.Invalid, "further claims of %d bytes, over the limit of %d", size, maxExtBytes)
+	}
+	return nil
+}
+
+func extName(name string) bool {
+	for i := range len(name) {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '_' || c == '.' || c == '-') {
+			return false
+		}
+	}
+	return len(name) >= 1 && len(name) <= 64
 }

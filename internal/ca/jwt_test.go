@@ -88,6 +88,60 @@ func TestJWTRequestsThatAreRefused(t *testing.T) {
 	}
 }
 
+func TestAJWTSVIDSaysMoreAboutItsWorkload(t *testing.T) {
+	w := newWorld(t)
+	a := w.replica()
+	a.cluster = "east-1"
+	claims := func(req JWTRequest) map[string]any {
+		t.Helper()
+		result, err := a.SignJWT(context.Background(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := jwt.ParseSigned(result.Token, []jose.SignatureAlgorithm{jose.ES256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]any{}
+		if err := token.Claims(a.jwtKey.Public(), &all); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	got := claims(JWTRequest{ID: idOf("/w"), Audience: []string{"a"}, Entry: "default/w", Ext: map[string]string{"legation.prev": "x", "team": "Müller"}})
+	ext, _ := got["ext"].(map[string]any)
+	if got["spiffe_id"] != "spiffe://example.org/w" || got["cluster"] != "east-1" || got["workload_name"] != "default/w" || len(ext) != 2 || ext["legation.prev"] != "x" || ext["team"] != "Müller" {
+		t.Errorf("claims %v", got)
+	}
+	got = claims(JWTRequest{ID: idOf("/w"), Audience: []string{"a"}})
+	if _, there := got["ext"]; there || got["spiffe_id"] != "spiffe://example.org/w" {
+		t.Errorf("claims %v", got)
+	}
+	many := map[string]string{}
+	for i := range 17 {
+		many[string(rune('a'+i))] = "x"
+	}
+	for name, ext := range map[string]map[string]string{
+		"seventeen":                 many,
+		"no name":                   {"": "x"},
+		"an upper-case name":        {"Team": "x"},
+		"a name with a slash":       {"a/b": "x"},
+		"a name of 65 bytes":        {strings.Repeat("a", 65): "x"},
+		"more than 4,096 bytes":     {"a": strings.Repeat("x", 4000), "b": strings.Repeat("x", 97)},
+		"a value that is not UTF-8": {"a": "\xff"},
+		"sub":                       {"sub": "spiffe://example.org/admin"},
+		"aud":                       {"aud": "x"},
+		"exp":                       {"exp": "9999999999"},
+		"spiffe_id":                 {"spiffe_id": "x"},
+		"workload_name":             {"workload_name": "x"},
+		"cluster":                   {"cluster": "x"},
+	} {
+		if r, err := a.SignJWT(context.Background(), JWTRequest{ID: idOf("/w"), Audience: []string{"a"}, Ext: ext}); !fault.Is(err, fault.Invalid) || r.Token != "" {
+			t.Errorf("%s: %v, want invalid", name, err)
+		}
+	}
+}
+
 func TestTheBundleInSPIFFEFormat(t *testing.T) {
 	a := newWorld(t).replica()
 	bundle, err := spiffebundle.Parse(testTD, a.BundleJSON())

@@ -53,8 +53,11 @@ type X509Result struct {
 
 // JWTRequest asks for one JWT-SVID.
 type JWTRequest struct {
-	ID        spiffeid.ID
-	Audience  []string
+	ID       spiffeid.ID
+	Audience []string
+	// Ext becomes the claim "ext"; names [a-z0-9_.-]{1,64} that are no
+	// registered claim's, at most 16, values at most 4,096 bytes together.
+	Ext       map[string]string
 	TTL       time.Duration
 	Namespace string
 	Entry     string

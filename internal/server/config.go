@@ -4,8 +4,8 @@ package server
 import (
 	"net"
 	"path/filepath"
+	"regexp"
 	"strconv"
-
 	"time"
 
 	"github.com/legation-io/legation/internal/configfile"
@@ -18,6 +18,9 @@ type Config struct {
 	// TrustDomain is the name of the trust domain, e.g. "example.org". It is
 	// the one choice that cannot be changed later.
 	TrustDomain string `yaml:"trustDomain"`
+	// Cluster is what JWT-SVIDs say in their claim "cluster"; default the
+	// trust domain.
+	Cluster string `yaml:"cluster"`
 	// DataDir holds the embedded store; 0700, made when absent.
 	DataDir string `yaml:"dataDir"`
 	// Listen is where agents and operators connect by mTLS.
@@ -107,6 +110,8 @@ func LoadConfig(path string) (Config, error) {
 	return c, nil
 }
 
+var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+
 // Validate reports all mistakes at once, by the key that was typed.
 func (c *Config) Validate() error {
 	var p configfile.Problems
@@ -116,6 +121,9 @@ func (c *Config) Validate() error {
 		p.Add("trustDomain", "missing; choose a name that is yours, e.g. example.org (it cannot be changed later)")
 	case err != nil || td.Name() != c.TrustDomain:
 		p.Add("trustDomain", "%q is not a trust domain name: lower-case letters, digits, '.', '-', '_', without spiffe://", c.TrustDomain)
+	}
+	if c.Cluster != "" && !clusterName.MatchString(c.Cluster) {
+		p.Add("cluster", "%q is no cluster name: 1 to 253 letters, digits, '.', '-', '_'", c.Cluster)
 	}
 	if c.DataDir == "" {
 		p.Add("dataDir", "missing")

@@ -15,6 +15,8 @@ func TestConfigReportsAllMistakesByTheKeyTyped(t *testing.T) {
 		{"the least that works", "trustDomain: example.org", nil},
 		{"a trust domain is needed", "", []string{"trustDomain: missing"}},
 		{"a trust domain with a scheme", "trustDomain: spiffe://a", []string{"without spiffe://"}},
+		{"a cluster with a space", "trustDomain: a.org\ncluster: east 1", []string{"cluster: "}},
+		{"a cluster", "trustDomain: a.org\ncluster: east-1", nil},
 		{"an upper-case trust domain", "trustDomain: Example.org", []string{"lower-case"}},
 		{"several mistakes at once", "trustDomain: a.org\nlisten: here\nlifetimes: {x509SVID: 100h}\nroles: [{role: king, subjects: [spiffe://b.org/x]}]\nlimits: {csrsPerSecond: 0}",
 			[]string{"listen:", "lifetimes.x509SVID: is longer", "roles[0].role", "roles[0].namespace", `roles[0].subjects[0]: "spiffe://b.org/x" is not of trust domain`, "limits.csrsPerSecond"}},

@@ -115,7 +115,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err err
 	}
 	l := cfg.Lifetimes
 	s.authority, err = ca.Open(ctx, ca.Params{
-		Store: s.store, Custody: keys, Journal: s.journal, Clock: clock.System, TrustDomain: s.td, Log: log.With("part", "ca"), Registerer: s.metrics,
+		Store: s.store, Custody: keys, Journal: s.journal, Clock: clock.System, TrustDomain: s.td, Cluster: cmp.Or(cfg.Cluster, s.td.Name()), Log: log.With("part", "ca"), Registerer: s.metrics,
 		Lifetimes: ca.Lifetimes{Root: time.Duration(l.Root), Issuing: time.Duration(l.Issuing), X509Default: time.Duration(l.X509SVID), X509Max: time.Duration(l.MaxX509SVID), JWTDefault: time.Duration(l.JWTSVID)},
 	})
 	if err != nil {

@@ -1849,8 +1849,11 @@ type SignJWTRequest struct {
 	Entry       string                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	SpiffeId    string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	// At least one.
-	Audience      []string `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"`
-	Instance      string   `protobuf:"bytes,5,opt,name=instance,proto3" json:"instance,omitempty"`
+	Audience []string `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"`
+	Instance string   `protobuf:"bytes,5,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Becomes the claim "ext": names [a-z0-9_.-]{1,64} that are no registered
+	// claim's, at most 16, values at most 4,096 bytes together.
+	Ext           map[string]string `protobuf:"bytes,6,rep,name=ext,proto3" json:"ext,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1920,12 +1923,22 @@ func (x *SignJWTRequest) GetInstance() string {
 	return ""
 }
 
+func (x *SignJWTRequest) GetExt() map[string]string {
+	if x != nil {
+		return x.Ext
+	}
+	return nil
+}
+
 type SignJWTResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// JWS compact serialisation.
 	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	ExpiresAtUnix int64  `protobuf:"varint,2,opt,name=expires_at_unix,json=expiresAtUnix,proto3" json:"expires_at_unix,omitempty"`
 	IssuedAtUnix  int64  `protobuf:"varint,3,opt,name=issued_at_unix,json=issuedAtUnix,proto3" json:"issued_at_unix,omitempty"`
+	// The token has the ext that was asked for. A control plane that does not
+	// know ext leaves it out of the token and this false.
+	Ext           bool `protobuf:"varint,4,opt,name=ext,proto3" json:"ext,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1979,6 +1992,13 @@ func (x *SignJWTResponse) GetIssuedAtUnix() int64 {
 		return x.IssuedAtUnix
 	}
 	return 0
+}
+
+func (x *SignJWTResponse) GetExt() bool {
+	if x != nil {
+		return x.Ext
+	}
+	return false
 }
 
 // Subject is a proxy that configuration is compiled for.
@@ -3325,17 +3345,22 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\arefusal\x18\x02 \x01(\v2\x19.legation.node.v1.RefusalR\arefusal\"7\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\x9e\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x93\x02\n" +
 	"\x0eSignJWTRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
 	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x12\x1a\n" +
-	"\binstance\x18\x05 \x01(\tR\binstance\"u\n" +
+	"\binstance\x18\x05 \x01(\tR\binstance\x12;\n" +
+	"\x03ext\x18\x06 \x03(\v2).legation.node.v1.SignJWTRequest.ExtEntryR\x03ext\x1a6\n" +
+	"\bExtEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x01\n" +
 	"\x0fSignJWTResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12&\n" +
 	"\x0fexpires_at_unix\x18\x02 \x01(\x03R\rexpiresAtUnix\x12$\n" +
-	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\"\xb5\x02\n" +
+	"\x0eissued_at_unix\x18\x03 \x01(\x03R\fissuedAtUnix\x12\x10\n" +
+	"\x03ext\x18\x04 \x01(\bR\x03ext\"\xb5\x02\n" +
 	"\aSubject\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
@@ -3466,7 +3491,7 @@ func file_api_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_api_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_api_node_v1_node_proto_goTypes = []any{
 	(Mode)(0),                 // 0: legation.node.v1.Mode
 	(Class)(0),                // 1: legation.node.v1.Class
@@ -3512,6 +3537,7 @@ var file_api_node_v1_node_proto_goTypes = []any{
 	(*ExplainRequest)(nil),    // 41: legation.node.v1.ExplainRequest
 	(*ExplainResponse)(nil),   // 42: legation.node.v1.ExplainResponse
 	(*Candidate)(nil),         // 43: legation.node.v1.Candidate
+	nil,                       // 44: legation.node.v1.SignJWTRequest.ExtEntry
 }
 var file_api_node_v1_node_proto_depIdxs = []int32{
 	4,  // 0: legation.node.v1.AttestRequest.start:type_name -> legation.node.v1.AttestStart
@@ -3528,46 +3554,47 @@ var file_api_node_v1_node_proto_depIdxs = []int32{
 	22, // 11: legation.node.v1.SignX509Request.items:type_name -> legation.node.v1.X509Item
 	24, // 12: legation.node.v1.SignX509Response.results:type_name -> legation.node.v1.X509Result
 	25, // 13: legation.node.v1.X509Result.refusal:type_name -> legation.node.v1.Refusal
-	0,  // 14: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
-	29, // 15: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
-	30, // 16: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
-	11, // 17: legation.node.v1.Subject.held:type_name -> legation.node.v1.ResourceVersion
-	2,  // 18: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
-	28, // 19: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
-	12, // 20: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
-	2,  // 21: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
-	33, // 22: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
-	35, // 23: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
-	34, // 24: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
-	25, // 25: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
-	2,  // 26: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
-	38, // 27: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
-	39, // 28: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
-	40, // 29: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
-	2,  // 30: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
-	1,  // 31: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
-	43, // 32: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
-	3,  // 33: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
-	7,  // 34: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
-	9,  // 35: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
-	31, // 36: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
-	21, // 37: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
-	26, // 38: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
-	36, // 39: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
-	41, // 40: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
-	5,  // 41: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
-	8,  // 42: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
-	13, // 43: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
-	32, // 44: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
-	23, // 45: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
-	27, // 46: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
-	37, // 47: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
-	42, // 48: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
-	41, // [41:49] is the sub-list for method output_type
-	33, // [33:41] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	44, // 14: legation.node.v1.SignJWTRequest.ext:type_name -> legation.node.v1.SignJWTRequest.ExtEntry
+	0,  // 15: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
+	29, // 16: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
+	30, // 17: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
+	11, // 18: legation.node.v1.Subject.held:type_name -> legation.node.v1.ResourceVersion
+	2,  // 19: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
+	28, // 20: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
+	12, // 21: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
+	2,  // 22: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
+	33, // 23: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
+	35, // 24: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
+	34, // 25: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
+	25, // 26: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
+	2,  // 27: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
+	38, // 28: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
+	39, // 29: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
+	40, // 30: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
+	2,  // 31: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
+	1,  // 32: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
+	43, // 33: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
+	3,  // 34: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
+	7,  // 35: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
+	9,  // 36: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
+	31, // 37: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
+	21, // 38: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
+	26, // 39: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
+	36, // 40: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
+	41, // 41: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
+	5,  // 42: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
+	8,  // 43: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
+	13, // 44: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
+	32, // 45: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
+	23, // 46: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
+	27, // 47: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
+	37, // 48: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
+	42, // 49: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
+	42, // [42:50] is the sub-list for method output_type
+	34, // [34:42] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_api_node_v1_node_proto_init() }
@@ -3608,7 +3635,7 @@ func file_api_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_node_v1_node_proto_rawDesc), len(file_api_node_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -40,6 +40,7 @@ type world struct {
 	ttl     time.Duration
 	delay   time.Duration // of each call
 	down    bool
+	old     bool                       // it does not know further claims
 	refuse  map[string]*nodev1.Refusal // by entry
 	mangle  func(*x509.Certificate)    // what a faulty signer would do
 	batches []int
@@ -182,7 +183,7 @@ func (w *world) SignJWT(_ context.Context, r *nodev1.SignJWTRequest) (*nodev1.Si
 		return nil, fault.New(fault.Unavailable, "no replica answers")
 	}
 	w.tokens++
-	return &nodev1.SignJWTResponse{Token: fmt.Sprintf("token-%d-%s-%v", w.tokens, r.SpiffeId, r.Audience), ExpiresAtUnix: time.Now().Add(5 * time.Minute).Unix()}, nil
+	return &nodev1.SignJWTResponse{Token: fmt.Sprintf("token-%d-%s-%v", w.tokens, r.SpiffeId, r.Audience), ExpiresAtUnix: time.Now().Add(5 * time.Minute).Unix(), Ext: len(r.Ext) > 0 && !w.old}, nil
 }
 
 func (w *world) Explain(context.Context, *nodev1.ExplainRequest) (*nodev1.ExplainResponse, error) {

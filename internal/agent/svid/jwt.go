@@ -1,7 +1,9 @@
 package svid
 
 import (
+	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -18,15 +20,23 @@ type jwtKey struct {
 	slotKey
 	id       string
 	audience string
+	ext      string
 }
 
+// jwtCache forgets what was not used for longest.
 type jwtCache struct {
 	mu     sync.Mutex // guards what follows
 	tokens map[jwtKey]*jwtEntry
+	used   list.List // of jwtKey, last used first
 }
+
+// ErrPlain is in the chain of the error of a control plane that does not know
+// further claims.
+var ErrPlain = errors.New("the control plane does not sign further claims; upgrade it")
 
 // jwtEntry is a token, or the asking for one, which others wait for.
 type jwtEntry struct {
+	place   *list.Element
 	asked   chan struct{} // closed when the asking is over
 	token   string
 	renewAt time.Time
@@ -34,11 +44,12 @@ type jwtEntry struct {
 	err     error
 }
 
-// JWT returns a JWT-SVID of the entry for the audience, the same one until
+// JWT returns a JWT-SVID of the entry for the audience with the further claims
+// ext (they become the claim "ext"; may be nil), the same one until
 // half of its life has passed; an older one is still given out while the
 // control plane does not answer, until it expires. fault.Denied when the
 // entry is not this node's any more or its identity is blocked.
-func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instance, audience []string) (token string, expires time.Time, err error) {
+func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instance, audience []string, ext map[string]string) (token string, expires time.Time, err error) {
 	if len(audience) == 0 || slices.Contains(audience, "") {
 		return "", time.Time{}, fault.New(fault.Invalid, "a JWT-SVID needs an audience, and none that is empty")
 	}
@@ -53,7 +64,7 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 	audience = slices.Clone(audience)
 	slices.Sort(audience)
 	audience = slices.Compact(audience)
-	key := jwtKey{slotKey{entry.Name, instance}, entry.SpiffeId, fmt.Sprintf("%q", audience)}
+	key := jwtKey{slotKey{entry.Name, instance}, entry.SpiffeId, fmt.Sprintf("%q", audience), fmt.Sprintf("%q", ext)}
 
 	mine, old, wall := &jwtEntry{asked: make(chan struct{})}, (*jwtEntry)(nil), m.p.Clock.Now()
 	c := &m.jwts
@@ -62,6 +73,7 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 		select {
 		case <-e.asked:
 			if wall.Before(e.renewAt) {
+				c.used.MoveToFront(e.place)
 				c.mu.Unlock()
 				m.metrics.hits.Inc()
 				return e.token, e.expires, nil
@@ -72,7 +84,7 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 			return e.wait(ctx, m)
 		}
 	}
-	c.putLocked(key, mine, wall)
+	c.putLocked(key, mine)
 	c.mu.Unlock()
 	m.metrics.misses.Inc()
 
@@ -80,8 +92,11 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 	askCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
 	defer cancel()
 	r, err := m.p.Signer.SignJWT(askCtx, &nodev1.SignJWTRequest{
-		TrustDomain: index.view.TrustDomain, Entry: entry.Name, SpiffeId: entry.SpiffeId, Audience: audience, Instance: string(instance),
+		TrustDomain: index.view.TrustDomain, Entry: entry.Name, SpiffeId: entry.SpiffeId, Audience: audience, Instance: string(instance), Ext: ext,
 	})
+	if err == nil && len(ext) > 0 && !r.GetExt() {
+		err = fault.New(fault.Unavailable, "sign a JWT-SVID with further claims: %w", ErrPlain)
+	}
 	wall = m.p.Clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -97,13 +112,16 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 		return mine.token, mine.expires, nil
 	}
 	mine.err = err
-	if c.tokens[key] == mine {
-		delete(c.tokens, key)
+	current := c.tokens[key] == mine
+	if current {
+		c.dropLocked(key, mine)
 	}
 	if old != nil && wall.Before(old.expires) && retriable(err) {
 		mine.err = nil
 		mine.token, mine.expires = old.token, old.expires
-		c.tokens[key] = old
+		if current {
+			c.putLocked(key, old)
+		}
 		return old.token, old.expires, nil
 	}
 	return "", time.Time{}, err
@@ -128,35 +146,31 @@ func (e *jwtEntry) wait(ctx context.Context, m *Manager) (string, time.Time, err
 	}
 }
 
-func (c *jwtCache) putLocked(key jwtKey, e *jwtEntry, wall time.Time) {
+func (c *jwtCache) putLocked(key jwtKey, e *jwtEntry) {
 	if c.tokens == nil {
 		c.tokens = map[jwtKey]*jwtEntry{}
 	}
-	c.tokens[key] = e
-	if len(c.tokens) <= maxJWTs {
-		return
+	if old := c.tokens[key]; old != nil {
+		c.dropLocked(key, old)
 	}
-	for k, t := range c.tokens { // first what is of no use, then whatever comes
-		if t != e && !wall.Before(t.renewAt) {
-			delete(c.tokens, k)
-		}
+	c.tokens[key], e.place = e, c.used.PushFront(key)
+	for len(c.tokens) > maxJWTs {
+		last := c.used.Back().Value.(jwtKey)
+		c.dropLocked(last, c.tokens[last])
 	}
-	for k, t := range c.tokens {
-		if len(c.tokens) <= maxJWTs {
-			return
-		}
-		if t != e {
-			delete(c.tokens, k)
-		}
-	}
+}
+
+func (c *jwtCache) dropLocked(key jwtKey, e *jwtEntry) {
+	c.used.Remove(e.place)
+	delete(c.tokens, key)
 }
 
 func (c *jwtCache) forget(instance Instance) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k := range c.tokens {
+	for k, e := range c.tokens {
 		if k.instance == instance {
-			delete(c.tokens, k)
+			c.dropLocked(k, e)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package svid
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ func TestJWT(t *testing.T) {
 		e := entry("web", "unix:uid:1")
 		w.declare(e)
 		get := func(audience ...string) (string, error) {
-			token, expires, err := m.JWT(context.Background(), e, "uid/1", audience)
+			token, expires, err := m.JWT(context.Background(), e, "uid/1", audience, nil)
 			if err == nil && !time.Now().Before(expires) {
 				t.Error("an expired token was handed out")
 			}
@@ -81,13 +82,70 @@ func TestJWT(t *testing.T) {
 	})
 }
 
+func TestFurtherClaimsMakeAnotherToken(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		e := entry("web", "unix:uid:1")
+		w.declare(e)
+		get := func(ext map[string]string) string {
+			t.Helper()
+			token, _, err := m.JWT(context.Background(), e, "uid/1", []string{"a"}, ext)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return token
+		}
+		plain := get(nil)
+		one := get(map[string]string{"a": "1", "b": "2"})
+		if one == plain || get(map[string]string{"a": "1"}) == one || get(map[string]string{"a": "1\" \"b\":\"2"}) == one {
+			t.Error("other claims got the same token")
+		}
+		if get(map[string]string{"b": "2", "a": "1"}) != one || get(map[string]string{}) != plain {
+			t.Error("not cached")
+		}
+		w.set(func() { w.old = true })
+		if _, _, err := m.JWT(context.Background(), e, "uid/1", []string{"b"}, map[string]string{"a": "1"}); !errors.Is(err, ErrPlain) {
+			t.Errorf("from a control plane that does not know further claims: %v", err)
+		}
+		if get(nil) != plain || get(map[string]string{"b": "2", "a": "1"}) != one {
+			t.Error("what was signed before is gone")
+		}
+	})
+}
+
+func TestTheTokensUsedLastAreKept(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		e := entry("web", "unix:uid:1")
+		w.declare(e)
+		get := func(audience string) string {
+			t.Helper()
+			token, _, err := m.JWT(context.Background(), e, "uid/1", []string{audience}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return token
+		}
+		first := get("hot")
+		for i := range 2 * maxJWTs {
+			get(time.Duration(i).String())
+			if get("hot") != first {
+				t.Fatalf("forgotten after %d others", i+1)
+			}
+		}
+		if len(m.jwts.tokens) != m.jwts.used.Len() {
+			t.Errorf("%d tokens, %d in the order of use", len(m.jwts.tokens), m.jwts.used.Len())
+		}
+	})
+}
+
 func TestTheNumberOfTokensIsBounded(t *testing.T) {
 	inBubble(t, func(w *world) {
 		m := w.run(Params{})
 		e := entry("web", "unix:uid:1")
 		w.declare(e)
 		for i := range 3 * maxJWTs {
-			if _, _, err := m.JWT(context.Background(), e, "uid/1", []string{time.Duration(i).String()}); err != nil {
+			if _, _, err := m.JWT(context.Background(), e, "uid/1", []string{time.Duration(i).String()}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -54,6 +54,7 @@ type authority struct {
 	key    *ecdsa.PrivateKey
 	root   *x509.Certificate
 	kid    string
+	old    bool       // it does not know further claims
 	mu     sync.Mutex // guards serial
 	serial int64
 }
@@ -127,8 +128,8 @@ func (a *authority) SignX509(_ context.Context, items []*nodev1.X509Item) ([]*no
 
 func (a *authority) SignJWT(_ context.Context, r *nodev1.SignJWTRequest) (*nodev1.SignJWTResponse, error) {
 	exp := time.Now().Add(5 * time.Minute)
-	token, err := a.token(map[string]any{"sub": r.SpiffeId, "aud": r.Audience, "exp": exp.Unix(), "iat": time.Now().Unix()})
-	return &nodev1.SignJWTResponse{Token: token, ExpiresAtUnix: exp.Unix()}, err
+	token, err := a.token(map[string]any{"sub": r.SpiffeId, "aud": r.Audience, "exp": exp.Unix(), "iat": time.Now().Unix(), "ext": r.Ext})
+	return &nodev1.SignJWTResponse{Token: token, ExpiresAtUnix: exp.Unix(), Ext: len(r.Ext) > 0 && !a.old}, err
 }
 
 func (a *authority) token(claims map[string]any) (string, error) {

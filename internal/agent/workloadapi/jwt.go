@@ -46,7 +46,7 @@ func (s *Server) fetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JW
 	resp := &pb.JWTSVIDResponse{}
 	var refused error
 	for _, e := range entries {
-		token, _, err := s.p.Manager.JWT(c.ctx, e, s.p.Instance(c.caller), r.Audience)
+		token, _, err := s.p.Manager.JWT(c.ctx, e, s.p.Instance(c.caller), r.Audience, nil)
 		if err != nil {
 			if refused == nil {
 				refused = err

@@ -129,6 +129,7 @@ func New(p Params) *Server {
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterSpiffeWorkloadAPIServer(r, s)
 	workloadv1.RegisterRevocationsServer(r, revocations{s: s})
+	workloadv1.RegisterTokensServer(r, tokens{s: s})
 }
 
 // call is one RPC of an attested process.

@@ -239,6 +239,17 @@ func TestA01EveryOtherIdentityIsRefusedAndAudited(t *testing.T) {
 			}
 		})
 	}
+	t.Run("its own entry with further claims", func(t *testing.T) {
+		before := len(p.Authority.JWTs())
+		res, err := nodev1.NewNodeClient(conn).SignJWT(t.Context(), &nodev1.SignJWTRequest{
+			TrustDomain: "example.org", Entry: "default/web", SpiffeId: "spiffe://example.org/ns/default/sa/web", Audience: []string{"x"}, Ext: map[string]string{"a": "1"}})
+		if err != nil || !res.Ext {
+			t.Fatalf("%v, %v", res, err)
+		}
+		if jwts := p.Authority.JWTs(); len(jwts) != before+1 || jwts[before].Ext["a"] != "1" || jwts[before].Entry != "default/web" {
+			t.Errorf("asked of the authority: %+v", jwts[before:])
+		}
+	})
 	t.Run("its own entry with a CSR for another id", func(t *testing.T) {
 		it := item(t, "web")
 		it.Csr, _ = nodetest.NewCSR(t, func(r *x509.CertificateRequest) { r.URIs = nodetest.URI("spiffe://example.org/ns/default/sa/db") })

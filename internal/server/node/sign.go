@@ -239,7 +239,7 @@ func (s *Server) SignJWT(ctx context.Context, req *nodev1.SignJWTRequest) (*node
 		s.refused(ctx, Refusal{Node: caller.Node, Action: "SignJWT", Object: req.GetSpiffeId(), Err: err})
 		return nil, limit.GRPC(fmt.Errorf("sign a JWT-SVID: %w", err))
 	}
-	return &nodev1.SignJWTResponse{Token: res.Token, ExpiresAtUnix: res.ExpiresAt.Unix(), IssuedAtUnix: res.IssuedAt.Unix()}, nil
+	return &nodev1.SignJWTResponse{Token: res.Token, ExpiresAtUnix: res.ExpiresAt.Unix(), IssuedAtUnix: res.IssuedAt.Unix(), Ext: len(req.GetExt()) > 0}, nil
 }
 
 func (s *Server) signJWT(ctx context.Context, caller Caller, req *nodev1.SignJWTRequest) (ca.JWTResult, error) {
@@ -254,12 +254,12 @@ func (s *Server) signJWT(ctx context.Context, caller Caller, req *nodev1.SignJWT
 		return ca.JWTResult{}, fault.New(fault.Invalid, "%d audiences: a JWT-SVID has 1 to 32", n)
 	}
 	for _, audience := range req.GetAudience() {
-		if audience == "" || len(audience) > 1024 {
-			return ca.JWTResult{}, fault.New(fault.Invalid, "an audience of %d bytes: 1 to 1024 are allowed", len(audience))
+		if audience == "" || len(audience) > 2048 {
+			return ca.JWTResult{}, fault.New(fault.Invalid, "an audience of %d bytes: 1 to 2048 are allowed", len(audience))
 		}
 	}
 	return s.p.Authority.SignJWT(ctx, ca.JWTRequest{
-		ID: id, Audience: req.GetAudience(), TTL: time.Duration(entry.GetJwtTtlSeconds()) * time.Second,
+		ID: id, Audience: req.GetAudience(), Ext: req.GetExt(), TTL: time.Duration(entry.GetJwtTtlSeconds()) * time.Second,
 		Namespace: entry.GetNamespace(), Entry: req.GetEntry(), Node: caller.Node, Instance: req.GetInstance(),
 	})
 }
