@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -70,3 +71,30 @@ func Wait(ctx context.Context, s Source) (*Snapshot, error) {
 		}
 	}
 }
+
+// Ended is the error of a Source whose last certificate ended before another
+// came.
+type Ended struct {
+	// Source names where the identity is awaited from.
+	Source string
+	// ID and NotAfter are the last certificate's.
+	ID       spiffeid.ID
+	NotAfter time.Time
+	// Since is when Source last had a good answer.
+	Since time.Time
+	// Err is what is wrong with Source; nil when it answers and has nothing
+	// newer.
+	Err error
+}
+
+// Error implements error.
+func (e *Ended) Error() string {
+	last := fmt.Sprintf("the certificate of %s ended at %s", e.ID, e.NotAfter.UTC().Format(time.RFC3339))
+	if e.Err == nil {
+		return fmt.Sprintf("%s and %s has no newer one", last, e.Source)
+	}
+	return fmt.Sprintf("%s and %s has been away since %s: %v", last, e.Source, e.Since.UTC().Format(time.RFC3339), e.Err)
+}
+
+// Unwrap returns Err.
+func (e *Ended) Unwrap() error { return e.Err }

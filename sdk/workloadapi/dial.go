@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -55,6 +56,10 @@ func Dial(addr string) (*grpc.ClientConn, error) {
 		// The environment's HTTP proxy has no business with a local socket.
 		grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		// Answers hold private keys: their bytes go into buffers that are
+		// wiped, and through no read buffer that all connections share.
+		experimental.WithBufferPool(wipingPool{}),
+		grpc.WithReadBufferSize(0),
 		grpc.WithChainUnaryInterceptor(unaryHeader),
 		grpc.WithChainStreamInterceptor(streamHeader),
 		grpc.WithConnectParams(grpc.ConnectParams{

@@ -1,15 +1,55 @@
-// Package workloadapi answers "who am I, whom may I believe, and what was
-// taken back" by the SPIFFE Workload API, and keeps answering: it reads the
-// CRL field that other clients drop, and reconnects by itself. Verifying
-// peers with what it delivers is the work of sdk/chaincheck.
+// Package workloadapi answers "who am I, and whom do I believe" from the
+// SPIFFE Workload API, and keeps answering: it reads the CRL field that other
+// clients drop, joins what the agent tells to be revoked beyond that
+// (legation.workload.v1.Revocations; a socket without it, such as SPIRE's, is
+// served quietly), and reconnects by itself. Verifying peers with what it
+// delivers is the work of sdk/chaincheck, which sdk/mtls calls.
+//
+//   - Open, or NewSource with Run, keep an identity.Source current: what a
+//     server or client needs. Watch hands on whole answers instead.
+//   - OpenJWTSource does the same for the keys of JWT-SVIDs.
+//   - Client asks once: FetchJWTSVID, FetchX509Context, ValidateJWTSVID.
+//   - Dial is the connection under all of these, with the security header,
+//     for the further services of legation.workload.v1.
+//
+// # When the Workload API is away
+//
+// Nothing blocks and nothing spins: attempts are spread by Backoff. What came
+// last is served until the certificate ends; from then on Current's error, an
+// *identity.Ended, says since when the Workload API is away. State, the
+// metrics and one log line for each change say how it stands. PermissionDenied
+// is treated the same: an agent that has just started may not know its entries
+// yet, and whoever was revoked is refused by its peers. An answer that makes no
+// sense leaves the last one in place. When the clock contradicts a certificate
+// that has just come (by a day, say), the certificate is served, with a
+// warning, for as long as it was made to live.
+//
+// # Private keys
+//
+// A key comes over the socket, is parsed, and its bytes are wiped: those of the
+// message, and those of gRPC's receive buffers of 1 KiB and more. Smaller
+// frames, and what package crypto made of the key, lie on the heap, which the
+// runtime neither locks nor wipes: secretmem.Harden keeps the process as a
+// whole from being dumped, traced and swapped. sdk/light reads keys through
+// locked memory of its own.
+//
+// # Metrics of a Source
+//
+//	legation_workloadapi_state{state}                                1 for the current state
+//	legation_workloadapi_answers_total                               good answers
+//	legation_workloadapi_malformed_total                             answers or parts of them that were dropped
+//	legation_workloadapi_certificate_not_after_timestamp_seconds     end of the certificate that is presented
+//	legation_workloadapi_answered_timestamp_seconds                  when the last good answer came
+//	legation_workloadapi_denials                                     size of the deny set, -1 without one
+//	legation_workloadapi_clock_wrong                                 1 while the clock contradicts the certificate
+//
+// Standards: SPIFFE Workload API 4, 5 and 6, SPIFFE Workload Endpoint 3, 4 and 6.
 package workloadapi
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -17,6 +57,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/legation-io/legation/sdk/internal/holder"
 )
 
 // Context is one whole answer of the Workload API; it replaces the one before.
@@ -31,15 +73,15 @@ type Context struct {
 }
 
 // State is how the subscription stands.
-type State string
+type State = holder.State
 
 // The states.
 const (
-	Connecting  State = "connecting"  // nothing has come yet
-	Current     State = "current"     // the last Context is what the agent has
-	NoIdentity  State = "no_identity" // the agent answers that this process has none
-	Unavailable State = "unavailable" // no agent answers; the last Context still holds until it expires
-	Malformed   State = "malformed"   // an answer made no sense and was dropped
+	Connecting  = holder.Connecting  // nothing has come yet
+	Current     = holder.Current     // the last Context is what the agent has
+	NoIdentity  = holder.NoIdentity  // the agent answers that this process has none, or not the one that is wanted
+	Unavailable = holder.Unavailable // no agent answers; the last Context still holds until it expires
+	Malformed   = holder.Malformed   // an answer made no sense and was dropped
 )
 
 // Handler is told what happens, by one goroutine, in order. Its methods delay
@@ -51,13 +93,6 @@ type Handler interface {
 	StateChanged(s State, err error)
 }
 
-// Retry delays: full jitter between minDelay and a ceiling that doubles.
-const (
-	minDelay     = 50 * time.Millisecond
-	firstCeiling = 250 * time.Millisecond
-	lastCeiling  = 10 * time.Second
-)
-
 // Watch subscribes to the Workload API at addr, "unix:///path" or
 // "tcp://ip:port"; empty takes SPIFFE_ENDPOINT_SOCKET. It reconnects until ctx
 // ends, and then returns ctx's error; it returns earlier only when the address
@@ -68,19 +103,19 @@ func Watch(ctx context.Context, addr string, h Handler) error {
 		return err
 	}
 	defer conn.Close()
-	w := watcher{client: workload.NewSpiffeWorkloadAPIClient(conn), handler: h}
+	w := watcher{client: workload.NewSpiffeWorkloadAPIClient(conn), handler: h, dropped: func(error) {}}
 	return w.run(ctx)
 }
 
 type watcher struct {
 	client  workload.SpiffeWorkloadAPIClient
 	handler Handler
+	dropped func(error) // every answer that made no sense
 	state   State
-	ceiling time.Duration
+	retry   retry
 }
 
 func (w *watcher) run(ctx context.Context) error {
-	w.ceiling = firstCeiling
 	w.become(Connecting, nil)
 	for {
 		err := w.subscribe(ctx)
@@ -96,14 +131,8 @@ func (w *watcher) run(ctx context.Context) error {
 		default:
 			w.become(Unavailable, err)
 		}
-		delay := minDelay + rand.N(w.ceiling)
-		w.ceiling = min(2*w.ceiling, lastCeiling)
-		timer := time.NewTimer(delay)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
+		if err := w.retry.wait(ctx); err != nil {
+			return err
 		}
 	}
 }
@@ -121,9 +150,10 @@ func (w *watcher) subscribe(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w.ceiling = firstCeiling
+		w.retry.reset()
 		answer, err := parse(response)
 		if err != nil {
+			w.dropped(err)
 			w.become(Malformed, err)
 			continue
 		}
@@ -142,6 +172,11 @@ func (w *watcher) become(s State, err error) {
 }
 
 func parse(r *workload.X509SVIDResponse) (*Context, error) {
+	defer func() {
+		for _, item := range r.GetSvids() {
+			clear(item.GetX509SvidKey())
+		}
+	}()
 	if len(r.GetSvids()) == 0 {
 		return nil, errors.New("the answer has no SVID")
 	}

@@ -46,6 +46,7 @@ type Domain struct {
 	number  int64
 	trust   *chaincheck.Trust
 	noCRLs  bool
+	lists   [][]byte
 	sources []*identity.Memory
 }
 
@@ -172,6 +173,13 @@ func (d *Domain) Trust() *chaincheck.Trust {
 	return d.trust
 }
 
+// CRLs are the lists (DER) that Trust has.
+func (d *Domain) CRLs() [][]byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lists
+}
+
 // Root is the root that issues now.
 func (d *Domain) Root() *Authority {
 	d.mu.Lock()
@@ -248,6 +256,7 @@ func (d *Domain) publishLocked() {
 		roots[domain] = certs
 	}
 	d.trust = &chaincheck.Trust{Roots: roots}
+	d.lists = nil
 	if !d.noCRLs {
 		var lists [][]byte
 		for _, a := range d.all {
@@ -257,7 +266,7 @@ func (d *Domain) publishLocked() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		d.trust.CRLs = set
+		d.trust.CRLs, d.lists = set, lists
 	}
 	denied, err := chaincheck.NewDenySet(d.denials)
 	if err != nil {

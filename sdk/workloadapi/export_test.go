@@ -1,0 +1,7 @@
+package workloadapi
+
+// What tests outside look at.
+var (
+	ParseForTest           = parse
+	ParseJWTBundlesForTest = parseJWTBundles
+)
