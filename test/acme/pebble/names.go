@@ -139,4 +139,3 @@ func (n *Names) Left() int {
 	}
 	return count
 }
-
