@@ -108,7 +108,7 @@ func newAgent(cfg Config, log *slog.Logger) (*agent, error) {
 	a.envoys = newEnvoyDoor(a.manager, a.engine, a.link, time.Duration(cfg.HoldOff))
 	a.sds = sds.New(sds.Params{Engine: a.engine, Authorise: a.envoys.authorise, Log: log.With("part", "sds"), Metrics: streams})
 	a.api = workloadapi.New(workloadapi.Params{
-		Manager: a.manager, Views: a.link, Attestor: a.attestor, TrustDomain: a.td, Log: log.With("part", "workloadapi"), Registerer: a.metrics,
+		Manager: a.manager, Views: a.link, Objects: a.link, Attestor: a.attestor, TrustDomain: a.td, Log: log.With("part", "workloadapi"), Registerer: a.metrics,
 		OnDelivered: a.delivered, OnGone: func(subscriber string) { a.link.Report(&nodev1.ReportRequest{Gone: []string{subscriber}}) },
 	})
 	a.metrics.MustRegister(linkCollector{a.link})

@@ -74,7 +74,7 @@ var Folders = []Folder{
 	{"internal/server/admin", Door, "people and CI: the admin API", []string{
 		"internal/catalog", "internal/ca", "internal/ledger", "internal/acks", "internal/attest/node/jointoken", "internal/attest/node/registry", "internal/callers", "internal/distribute", "internal/store"}},
 	{"internal/server/node", Door, "agents: attest, sign, subscribe, report", []string{
-		"internal/attest/node", "internal/attest/node/registry", "internal/ca", "internal/acks", "internal/distribute"}},
+		"internal/attest/node", "internal/attest/node/registry", "internal/ca", "internal/acks", "internal/distribute", "internal/objects"}},
 	{"internal/agent/workloadapi", Door, "the SPIFFE Workload API, and what the agent's socket offers beyond it", []string{"internal/agent/svid", "internal/agent/upstream", "internal/attest/workload"}},
 	{"internal/agent/sds", Door, "SDS and ADS for Envoys", []string{"internal/agent/svid", "internal/distribute"}},
 	{"internal/agent/session", Door, "a program started under attestation, with its Envoy", []string{
@@ -85,6 +85,7 @@ var Folders = []Folder{
 	{"internal/distribute", Decider, "one delta engine: subscribe, share bytes, track ACK and NACK; knows no kind of resource", nil},
 	{"internal/acks", Decider, "who behind the agents holds what, by class", nil},
 	{"internal/ca", Decider, "the authority: sign, revoke, CRL, heartbeat, bundle", []string{"internal/ca/custody", "internal/ledger", "internal/store"}},
+	{"internal/objects", Decider, "small values that the replicas of one identity share: keys, sizes, quotas, who was first", []string{"internal/store"}},
 	{"internal/attest/node", Decider, "how a node proves itself: both sides of it", nil},
 	{"internal/attest/node/jointoken", Decider, "join tokens: made, judged, spent once", []string{"internal/attest/node", "internal/store"}},
 	{"internal/attest/node/registry", Decider, "which nodes there are, and which are banned", []string{"internal/attest/node", "internal/store"}},

@@ -27,6 +27,7 @@ import (
 	"github.com/legation-io/legation/internal/durable"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/ledger"
+	"github.com/legation-io/legation/internal/objects"
 	"github.com/legation-io/legation/internal/server/admin"
 	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/store/etcd"
@@ -160,6 +161,7 @@ func (s *server) doors() {
 	s.nodes = node.New(node.Params{
 		TrustDomain: s.td, Authority: s.authority, Registry: s.registry, Attestors: map[string]attestnode.Attestor{tokens.Method(): tokens},
 		Entries: compiler, Subjects: compiler, Engine: s.engine, Acks: s.acks,
+		Objects: objects.New(objects.Params{Store: s.store, TrustDomain: s.td}),
 		Bundle:  func() *nodev1.Bundle { st, _ := s.authority.State(); return st.Bundle },
 		Blocked: func(node string) error { st, _ := s.authority.State(); return st.BlocksNode(node) },
 		Explain: s.explain, Superseded: s.superseded,

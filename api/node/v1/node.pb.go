@@ -3042,6 +3042,551 @@ func (x *ServedCertificate) GetIssuedSerial() string {
 	return ""
 }
 
+// StoredObject is a value that the replicas of one identity share.
+type StoredObject struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Key              string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value            []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Revision         int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	ModifiedUnixNano int64                  `protobuf:"varint,4,opt,name=modified_unix_nano,json=modifiedUnixNano,proto3" json:"modified_unix_nano,omitempty"`
+	// Bytes of value; a list has no values.
+	Size          uint64 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredObject) Reset() {
+	*x = StoredObject{}
+	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredObject) ProtoMessage() {}
+
+func (x *StoredObject) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredObject.ProtoReflect.Descriptor instead.
+func (*StoredObject) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *StoredObject) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *StoredObject) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *StoredObject) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StoredObject) GetModifiedUnixNano() int64 {
+	if x != nil {
+		return x.ModifiedUnixNano
+	}
+	return 0
+}
+
+func (x *StoredObject) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type GetObjectRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Entry name "<namespace>/<name>" that gives this node the identity.
+	Entry         string `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	SpiffeId      string `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetObjectRequest) Reset() {
+	*x = GetObjectRequest{}
+	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetObjectRequest) ProtoMessage() {}
+
+func (x *GetObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetObjectRequest.ProtoReflect.Descriptor instead.
+func (*GetObjectRequest) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetObjectRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *GetObjectRequest) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *GetObjectRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *GetObjectRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type GetObjectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        *StoredObject          `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetObjectResponse) Reset() {
+	*x = GetObjectResponse{}
+	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetObjectResponse) ProtoMessage() {}
+
+func (x *GetObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetObjectResponse.ProtoReflect.Descriptor instead.
+func (*GetObjectResponse) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *GetObjectResponse) GetObject() *StoredObject {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+type PutObjectRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Entry       string                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	SpiffeId    string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Key         string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Value       []byte                 `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	// The object's revision must be this; 0: it must not exist. Absent stores
+	// unconditionally.
+	IfRevision    *int64 `protobuf:"varint,6,opt,name=if_revision,json=ifRevision,proto3,oneof" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutObjectRequest) Reset() {
+	*x = PutObjectRequest{}
+	mi := &file_api_node_v1_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutObjectRequest) ProtoMessage() {}
+
+func (x *PutObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutObjectRequest.ProtoReflect.Descriptor instead.
+func (*PutObjectRequest) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PutObjectRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *PutObjectRequest) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *PutObjectRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *PutObjectRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *PutObjectRequest) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *PutObjectRequest) GetIfRevision() int64 {
+	if x != nil && x.IfRevision != nil {
+		return *x.IfRevision
+	}
+	return 0
+}
+
+type PutObjectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutObjectResponse) Reset() {
+	*x = PutObjectResponse{}
+	mi := &file_api_node_v1_node_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutObjectResponse) ProtoMessage() {}
+
+func (x *PutObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutObjectResponse.ProtoReflect.Descriptor instead.
+func (*PutObjectResponse) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *PutObjectResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type DeleteObjectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Entry         string                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	IfRevision    *int64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3,oneof" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectRequest) Reset() {
+	*x = DeleteObjectRequest{}
+	mi := &file_api_node_v1_node_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectRequest) ProtoMessage() {}
+
+func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
+func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeleteObjectRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetIfRevision() int64 {
+	if x != nil && x.IfRevision != nil {
+		return *x.IfRevision
+	}
+	return 0
+}
+
+type DeleteObjectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectResponse) Reset() {
+	*x = DeleteObjectResponse{}
+	mi := &file_api_node_v1_node_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectResponse) ProtoMessage() {}
+
+func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
+func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{45}
+}
+
+type ListObjectsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Entry         string                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Prefix        string                 `protobuf:"bytes,4,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListObjectsRequest) Reset() {
+	*x = ListObjectsRequest{}
+	mi := &file_api_node_v1_node_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListObjectsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListObjectsRequest) ProtoMessage() {}
+
+func (x *ListObjectsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListObjectsRequest.ProtoReflect.Descriptor instead.
+func (*ListObjectsRequest) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListObjectsRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *ListObjectsRequest) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
+}
+
+func (x *ListObjectsRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *ListObjectsRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type ListObjectsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Objects       []*StoredObject        `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListObjectsResponse) Reset() {
+	*x = ListObjectsResponse{}
+	mi := &file_api_node_v1_node_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListObjectsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListObjectsResponse) ProtoMessage() {}
+
+func (x *ListObjectsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListObjectsResponse.ProtoReflect.Descriptor instead.
+func (*ListObjectsResponse) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListObjectsResponse) GetObjects() []*StoredObject {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
 type ExplainRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -3054,7 +3599,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	mi := &file_api_node_v1_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3611,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	mi := &file_api_node_v1_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3624,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{39}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExplainRequest) GetTrustDomain() string {
@@ -3112,7 +3657,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	mi := &file_api_node_v1_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3669,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	mi := &file_api_node_v1_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3682,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{40}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExplainResponse) GetCandidates() []*Candidate {
@@ -3162,7 +3707,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	mi := &file_api_node_v1_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3719,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	mi := &file_api_node_v1_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3732,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{41}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Candidate) GetEntry() string {
@@ -3443,7 +3988,47 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12$\n" +
 	"\x0enot_after_unix\x18\x04 \x01(\x03R\fnotAfterUnix\x12#\n" +
-	"\rissued_serial\x18\x05 \x01(\tR\fissuedSerial\"l\n" +
+	"\rissued_serial\x18\x05 \x01(\tR\fissuedSerial\"\x94\x01\n" +
+	"\fStoredObject\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12,\n" +
+	"\x12modified_unix_nano\x18\x04 \x01(\x03R\x10modifiedUnixNano\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x04R\x04size\"z\n" +
+	"\x10GetObjectRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"K\n" +
+	"\x11GetObjectResponse\x126\n" +
+	"\x06object\x18\x01 \x01(\v2\x1e.legation.node.v1.StoredObjectR\x06object\"\xc6\x01\n" +
+	"\x10PutObjectRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x05 \x01(\fR\x05value\x12$\n" +
+	"\vif_revision\x18\x06 \x01(\x03H\x00R\n" +
+	"ifRevision\x88\x01\x01B\x0e\n" +
+	"\f_if_revision\"/\n" +
+	"\x11PutObjectResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\"\xb3\x01\n" +
+	"\x13DeleteObjectRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12$\n" +
+	"\vif_revision\x18\x05 \x01(\x03H\x00R\n" +
+	"ifRevision\x88\x01\x01B\x0e\n" +
+	"\f_if_revision\"\x16\n" +
+	"\x14DeleteObjectResponse\"\x82\x01\n" +
+	"\x12ListObjectsRequest\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\tR\x05entry\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06prefix\x18\x04 \x01(\tR\x06prefix\"O\n" +
+	"\x13ListObjectsResponse\x128\n" +
+	"\aobjects\x18\x01 \x03(\v2\x1e.legation.node.v1.StoredObjectR\aobjects\"l\n" +
 	"\x0eExplainRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1c\n" +
 	"\tselectors\x18\x02 \x03(\tR\tselectors\x12\x19\n" +
@@ -3468,14 +4053,18 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x12CLASS_ACKNOWLEDGED\x10\x02\x12\x13\n" +
 	"\x0fCLASS_ENFORCING\x10\x032e\n" +
 	"\vAttestation\x12V\n" +
-	"\x06Attest\x12\x1f.legation.node.v1.AttestRequest\x1a .legation.node.v1.AttestResponse\"\x05\xb2\x93\x19\x01\x01(\x010\x012\xe4\x04\n" +
+	"\x06Attest\x12\x1f.legation.node.v1.AttestRequest\x1a .legation.node.v1.AttestResponse\"\x05\xb2\x93\x19\x01\x01(\x010\x012\xe7\a\n" +
 	"\x04Node\x12O\n" +
 	"\x05Renew\x12\x1e.legation.node.v1.RenewRequest\x1a\x1f.legation.node.v1.RenewResponse\"\x05\xb2\x93\x19\x01\x03\x12S\n" +
 	"\x05Trust\x12\x1e.legation.node.v1.TrustRequest\x1a\x1f.legation.node.v1.TrustResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12V\n" +
 	"\x06Config\x12\x1f.legation.node.v1.ConfigRequest\x1a .legation.node.v1.ConfigResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12X\n" +
 	"\bSignX509\x12!.legation.node.v1.SignX509Request\x1a\".legation.node.v1.SignX509Response\"\x05\xb2\x93\x19\x01\x03\x12U\n" +
 	"\aSignJWT\x12 .legation.node.v1.SignJWTRequest\x1a!.legation.node.v1.SignJWTResponse\"\x05\xb2\x93\x19\x01\x03\x12V\n" +
-	"\x06Report\x12\x1f.legation.node.v1.ReportRequest\x1a .legation.node.v1.ReportResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12U\n" +
+	"\x06Report\x12\x1f.legation.node.v1.ReportRequest\x1a .legation.node.v1.ReportResponse\"\x05\xb2\x93\x19\x01\x03(\x010\x01\x12[\n" +
+	"\tGetObject\x12\".legation.node.v1.GetObjectRequest\x1a#.legation.node.v1.GetObjectResponse\"\x05\xb2\x93\x19\x01\x03\x12[\n" +
+	"\tPutObject\x12\".legation.node.v1.PutObjectRequest\x1a#.legation.node.v1.PutObjectResponse\"\x05\xb2\x93\x19\x01\x03\x12d\n" +
+	"\fDeleteObject\x12%.legation.node.v1.DeleteObjectRequest\x1a&.legation.node.v1.DeleteObjectResponse\"\x05\xb2\x93\x19\x01\x03\x12a\n" +
+	"\vListObjects\x12$.legation.node.v1.ListObjectsRequest\x1a%.legation.node.v1.ListObjectsResponse\"\x05\xb2\x93\x19\x01\x03\x12U\n" +
 	"\aExplain\x12 .legation.node.v1.ExplainRequest\x1a!.legation.node.v1.ExplainResponse\"\x05\xb2\x93\x19\x01\x03B4Z2github.com/legation-io/legation/api/node/v1;nodev1b\x06proto3"
 
 var (
@@ -3491,53 +4080,62 @@ func file_api_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_api_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_api_node_v1_node_proto_goTypes = []any{
-	(Mode)(0),                 // 0: legation.node.v1.Mode
-	(Class)(0),                // 1: legation.node.v1.Class
-	(*Hello)(nil),             // 2: legation.node.v1.Hello
-	(*AttestRequest)(nil),     // 3: legation.node.v1.AttestRequest
-	(*AttestStart)(nil),       // 4: legation.node.v1.AttestStart
-	(*AttestResponse)(nil),    // 5: legation.node.v1.AttestResponse
-	(*AttestResult)(nil),      // 6: legation.node.v1.AttestResult
-	(*RenewRequest)(nil),      // 7: legation.node.v1.RenewRequest
-	(*RenewResponse)(nil),     // 8: legation.node.v1.RenewResponse
-	(*TrustRequest)(nil),      // 9: legation.node.v1.TrustRequest
-	(*TrustOpen)(nil),         // 10: legation.node.v1.TrustOpen
-	(*ResourceVersion)(nil),   // 11: legation.node.v1.ResourceVersion
-	(*Ack)(nil),               // 12: legation.node.v1.Ack
-	(*TrustResponse)(nil),     // 13: legation.node.v1.TrustResponse
-	(*TrustResource)(nil),     // 14: legation.node.v1.TrustResource
-	(*Synced)(nil),            // 15: legation.node.v1.Synced
-	(*Entry)(nil),             // 16: legation.node.v1.Entry
-	(*Bundle)(nil),            // 17: legation.node.v1.Bundle
-	(*CRL)(nil),               // 18: legation.node.v1.CRL
-	(*Revocation)(nil),        // 19: legation.node.v1.Revocation
-	(*Heartbeat)(nil),         // 20: legation.node.v1.Heartbeat
-	(*SignX509Request)(nil),   // 21: legation.node.v1.SignX509Request
-	(*X509Item)(nil),          // 22: legation.node.v1.X509Item
-	(*SignX509Response)(nil),  // 23: legation.node.v1.SignX509Response
-	(*X509Result)(nil),        // 24: legation.node.v1.X509Result
-	(*Refusal)(nil),           // 25: legation.node.v1.Refusal
-	(*SignJWTRequest)(nil),    // 26: legation.node.v1.SignJWTRequest
-	(*SignJWTResponse)(nil),   // 27: legation.node.v1.SignJWTResponse
-	(*Subject)(nil),           // 28: legation.node.v1.Subject
-	(*Inbound)(nil),           // 29: legation.node.v1.Inbound
-	(*Outbound)(nil),          // 30: legation.node.v1.Outbound
-	(*ConfigRequest)(nil),     // 31: legation.node.v1.ConfigRequest
-	(*ConfigResponse)(nil),    // 32: legation.node.v1.ConfigResponse
-	(*Envelope)(nil),          // 33: legation.node.v1.Envelope
-	(*ConfigName)(nil),        // 34: legation.node.v1.ConfigName
-	(*ConfigResource)(nil),    // 35: legation.node.v1.ConfigResource
-	(*ReportRequest)(nil),     // 36: legation.node.v1.ReportRequest
-	(*ReportResponse)(nil),    // 37: legation.node.v1.ReportResponse
-	(*SubscriberState)(nil),   // 38: legation.node.v1.SubscriberState
-	(*ConnectionsEnded)(nil),  // 39: legation.node.v1.ConnectionsEnded
-	(*ServedCertificate)(nil), // 40: legation.node.v1.ServedCertificate
-	(*ExplainRequest)(nil),    // 41: legation.node.v1.ExplainRequest
-	(*ExplainResponse)(nil),   // 42: legation.node.v1.ExplainResponse
-	(*Candidate)(nil),         // 43: legation.node.v1.Candidate
-	nil,                       // 44: legation.node.v1.SignJWTRequest.ExtEntry
+	(Mode)(0),                    // 0: legation.node.v1.Mode
+	(Class)(0),                   // 1: legation.node.v1.Class
+	(*Hello)(nil),                // 2: legation.node.v1.Hello
+	(*AttestRequest)(nil),        // 3: legation.node.v1.AttestRequest
+	(*AttestStart)(nil),          // 4: legation.node.v1.AttestStart
+	(*AttestResponse)(nil),       // 5: legation.node.v1.AttestResponse
+	(*AttestResult)(nil),         // 6: legation.node.v1.AttestResult
+	(*RenewRequest)(nil),         // 7: legation.node.v1.RenewRequest
+	(*RenewResponse)(nil),        // 8: legation.node.v1.RenewResponse
+	(*TrustRequest)(nil),         // 9: legation.node.v1.TrustRequest
+	(*TrustOpen)(nil),            // 10: legation.node.v1.TrustOpen
+	(*ResourceVersion)(nil),      // 11: legation.node.v1.ResourceVersion
+	(*Ack)(nil),                  // 12: legation.node.v1.Ack
+	(*TrustResponse)(nil),        // 13: legation.node.v1.TrustResponse
+	(*TrustResource)(nil),        // 14: legation.node.v1.TrustResource
+	(*Synced)(nil),               // 15: legation.node.v1.Synced
+	(*Entry)(nil),                // 16: legation.node.v1.Entry
+	(*Bundle)(nil),               // 17: legation.node.v1.Bundle
+	(*CRL)(nil),                  // 18: legation.node.v1.CRL
+	(*Revocation)(nil),           // 19: legation.node.v1.Revocation
+	(*Heartbeat)(nil),            // 20: legation.node.v1.Heartbeat
+	(*SignX509Request)(nil),      // 21: legation.node.v1.SignX509Request
+	(*X509Item)(nil),             // 22: legation.node.v1.X509Item
+	(*SignX509Response)(nil),     // 23: legation.node.v1.SignX509Response
+	(*X509Result)(nil),           // 24: legation.node.v1.X509Result
+	(*Refusal)(nil),              // 25: legation.node.v1.Refusal
+	(*SignJWTRequest)(nil),       // 26: legation.node.v1.SignJWTRequest
+	(*SignJWTResponse)(nil),      // 27: legation.node.v1.SignJWTResponse
+	(*Subject)(nil),              // 28: legation.node.v1.Subject
+	(*Inbound)(nil),              // 29: legation.node.v1.Inbound
+	(*Outbound)(nil),             // 30: legation.node.v1.Outbound
+	(*ConfigRequest)(nil),        // 31: legation.node.v1.ConfigRequest
+	(*ConfigResponse)(nil),       // 32: legation.node.v1.ConfigResponse
+	(*Envelope)(nil),             // 33: legation.node.v1.Envelope
+	(*ConfigName)(nil),           // 34: legation.node.v1.ConfigName
+	(*ConfigResource)(nil),       // 35: legation.node.v1.ConfigResource
+	(*ReportRequest)(nil),        // 36: legation.node.v1.ReportRequest
+	(*ReportResponse)(nil),       // 37: legation.node.v1.ReportResponse
+	(*SubscriberState)(nil),      // 38: legation.node.v1.SubscriberState
+	(*ConnectionsEnded)(nil),     // 39: legation.node.v1.ConnectionsEnded
+	(*ServedCertificate)(nil),    // 40: legation.node.v1.ServedCertificate
+	(*StoredObject)(nil),         // 41: legation.node.v1.StoredObject
+	(*GetObjectRequest)(nil),     // 42: legation.node.v1.GetObjectRequest
+	(*GetObjectResponse)(nil),    // 43: legation.node.v1.GetObjectResponse
+	(*PutObjectRequest)(nil),     // 44: legation.node.v1.PutObjectRequest
+	(*PutObjectResponse)(nil),    // 45: legation.node.v1.PutObjectResponse
+	(*DeleteObjectRequest)(nil),  // 46: legation.node.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil), // 47: legation.node.v1.DeleteObjectResponse
+	(*ListObjectsRequest)(nil),   // 48: legation.node.v1.ListObjectsRequest
+	(*ListObjectsResponse)(nil),  // 49: legation.node.v1.ListObjectsResponse
+	(*ExplainRequest)(nil),       // 50: legation.node.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 51: legation.node.v1.ExplainResponse
+	(*Candidate)(nil),            // 52: legation.node.v1.Candidate
+	nil,                          // 53: legation.node.v1.SignJWTRequest.ExtEntry
 }
 var file_api_node_v1_node_proto_depIdxs = []int32{
 	4,  // 0: legation.node.v1.AttestRequest.start:type_name -> legation.node.v1.AttestStart
@@ -3554,7 +4152,7 @@ var file_api_node_v1_node_proto_depIdxs = []int32{
 	22, // 11: legation.node.v1.SignX509Request.items:type_name -> legation.node.v1.X509Item
 	24, // 12: legation.node.v1.SignX509Response.results:type_name -> legation.node.v1.X509Result
 	25, // 13: legation.node.v1.X509Result.refusal:type_name -> legation.node.v1.Refusal
-	44, // 14: legation.node.v1.SignJWTRequest.ext:type_name -> legation.node.v1.SignJWTRequest.ExtEntry
+	53, // 14: legation.node.v1.SignJWTRequest.ext:type_name -> legation.node.v1.SignJWTRequest.ExtEntry
 	0,  // 15: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
 	29, // 16: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
 	30, // 17: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
@@ -3573,28 +4171,38 @@ var file_api_node_v1_node_proto_depIdxs = []int32{
 	40, // 30: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
 	2,  // 31: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
 	1,  // 32: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
-	43, // 33: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
-	3,  // 34: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
-	7,  // 35: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
-	9,  // 36: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
-	31, // 37: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
-	21, // 38: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
-	26, // 39: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
-	36, // 40: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
-	41, // 41: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
-	5,  // 42: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
-	8,  // 43: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
-	13, // 44: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
-	32, // 45: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
-	23, // 46: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
-	27, // 47: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
-	37, // 48: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
-	42, // 49: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
-	42, // [42:50] is the sub-list for method output_type
-	34, // [34:42] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	41, // 33: legation.node.v1.GetObjectResponse.object:type_name -> legation.node.v1.StoredObject
+	41, // 34: legation.node.v1.ListObjectsResponse.objects:type_name -> legation.node.v1.StoredObject
+	52, // 35: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
+	3,  // 36: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
+	7,  // 37: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
+	9,  // 38: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
+	31, // 39: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
+	21, // 40: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
+	26, // 41: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
+	36, // 42: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
+	42, // 43: legation.node.v1.Node.GetObject:input_type -> legation.node.v1.GetObjectRequest
+	44, // 44: legation.node.v1.Node.PutObject:input_type -> legation.node.v1.PutObjectRequest
+	46, // 45: legation.node.v1.Node.DeleteObject:input_type -> legation.node.v1.DeleteObjectRequest
+	48, // 46: legation.node.v1.Node.ListObjects:input_type -> legation.node.v1.ListObjectsRequest
+	50, // 47: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
+	5,  // 48: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
+	8,  // 49: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
+	13, // 50: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
+	32, // 51: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
+	23, // 52: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
+	27, // 53: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
+	37, // 54: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
+	43, // 55: legation.node.v1.Node.GetObject:output_type -> legation.node.v1.GetObjectResponse
+	45, // 56: legation.node.v1.Node.PutObject:output_type -> legation.node.v1.PutObjectResponse
+	47, // 57: legation.node.v1.Node.DeleteObject:output_type -> legation.node.v1.DeleteObjectResponse
+	49, // 58: legation.node.v1.Node.ListObjects:output_type -> legation.node.v1.ListObjectsResponse
+	51, // 59: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
+	48, // [48:60] is the sub-list for method output_type
+	36, // [36:48] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_api_node_v1_node_proto_init() }
@@ -3629,13 +4237,15 @@ func file_api_node_v1_node_proto_init() {
 		(*ConfigResponse_Hello)(nil),
 		(*ConfigResponse_Envelope)(nil),
 	}
+	file_api_node_v1_node_proto_msgTypes[42].OneofWrappers = []any{}
+	file_api_node_v1_node_proto_msgTypes[44].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_node_v1_node_proto_rawDesc), len(file_api_node_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -133,13 +133,17 @@ var Attestation_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Node_Renew_FullMethodName    = "/legation.node.v1.Node/Renew"
-	Node_Trust_FullMethodName    = "/legation.node.v1.Node/Trust"
-	Node_Config_FullMethodName   = "/legation.node.v1.Node/Config"
-	Node_SignX509_FullMethodName = "/legation.node.v1.Node/SignX509"
-	Node_SignJWT_FullMethodName  = "/legation.node.v1.Node/SignJWT"
-	Node_Report_FullMethodName   = "/legation.node.v1.Node/Report"
-	Node_Explain_FullMethodName  = "/legation.node.v1.Node/Explain"
+	Node_Renew_FullMethodName        = "/legation.node.v1.Node/Renew"
+	Node_Trust_FullMethodName        = "/legation.node.v1.Node/Trust"
+	Node_Config_FullMethodName       = "/legation.node.v1.Node/Config"
+	Node_SignX509_FullMethodName     = "/legation.node.v1.Node/SignX509"
+	Node_SignJWT_FullMethodName      = "/legation.node.v1.Node/SignJWT"
+	Node_Report_FullMethodName       = "/legation.node.v1.Node/Report"
+	Node_GetObject_FullMethodName    = "/legation.node.v1.Node/GetObject"
+	Node_PutObject_FullMethodName    = "/legation.node.v1.Node/PutObject"
+	Node_DeleteObject_FullMethodName = "/legation.node.v1.Node/DeleteObject"
+	Node_ListObjects_FullMethodName  = "/legation.node.v1.Node/ListObjects"
+	Node_Explain_FullMethodName      = "/legation.node.v1.Node/Explain"
 )
 
 // NodeClient is the client API for Node service.
@@ -168,6 +172,18 @@ type NodeClient interface {
 	// refused and serve. Each message is answered by nothing; the stream ends
 	// with the connection.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
+	// GetObject reads a value that the replicas of one identity share. Errors
+	// of all four: PermissionDenied (not an identity of this node),
+	// InvalidArgument (key, size). NotFound when nothing is stored.
+	GetObject(ctx context.Context, in *GetObjectRequest, opts ...grpc.CallOption) (*GetObjectResponse, error)
+	// PutObject stores one. AlreadyExists when the condition does not hold,
+	// ResourceExhausted beyond the identity's quota.
+	PutObject(ctx context.Context, in *PutObjectRequest, opts ...grpc.CallOption) (*PutObjectResponse, error)
+	// DeleteObject removes one. NotFound when nothing is stored, AlreadyExists
+	// when the condition does not hold.
+	DeleteObject(ctx context.Context, in *DeleteObjectRequest, opts ...grpc.CallOption) (*DeleteObjectResponse, error)
+	// ListObjects returns keys and sizes under a prefix, in key order.
+	ListObjects(ctx context.Context, in *ListObjectsRequest, opts ...grpc.CallOption) (*ListObjectsResponse, error)
 	// Explain says which declared entries come near a set of selectors,
 	// including entries parented to other nodes (names and reasons only).
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
@@ -250,6 +266,46 @@ func (c *nodeClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportResponse]
 
+func (c *nodeClient) GetObject(ctx context.Context, in *GetObjectRequest, opts ...grpc.CallOption) (*GetObjectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetObjectResponse)
+	err := c.cc.Invoke(ctx, Node_GetObject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) PutObject(ctx context.Context, in *PutObjectRequest, opts ...grpc.CallOption) (*PutObjectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutObjectResponse)
+	err := c.cc.Invoke(ctx, Node_PutObject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) DeleteObject(ctx context.Context, in *DeleteObjectRequest, opts ...grpc.CallOption) (*DeleteObjectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteObjectResponse)
+	err := c.cc.Invoke(ctx, Node_DeleteObject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) ListObjects(ctx context.Context, in *ListObjectsRequest, opts ...grpc.CallOption) (*ListObjectsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListObjectsResponse)
+	err := c.cc.Invoke(ctx, Node_ListObjects_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExplainResponse)
@@ -286,6 +342,18 @@ type NodeServer interface {
 	// refused and serve. Each message is answered by nothing; the stream ends
 	// with the connection.
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
+	// GetObject reads a value that the replicas of one identity share. Errors
+	// of all four: PermissionDenied (not an identity of this node),
+	// InvalidArgument (key, size). NotFound when nothing is stored.
+	GetObject(context.Context, *GetObjectRequest) (*GetObjectResponse, error)
+	// PutObject stores one. AlreadyExists when the condition does not hold,
+	// ResourceExhausted beyond the identity's quota.
+	PutObject(context.Context, *PutObjectRequest) (*PutObjectResponse, error)
+	// DeleteObject removes one. NotFound when nothing is stored, AlreadyExists
+	// when the condition does not hold.
+	DeleteObject(context.Context, *DeleteObjectRequest) (*DeleteObjectResponse, error)
+	// ListObjects returns keys and sizes under a prefix, in key order.
+	ListObjects(context.Context, *ListObjectsRequest) (*ListObjectsResponse, error)
 	// Explain says which declared entries come near a set of selectors,
 	// including entries parented to other nodes (names and reasons only).
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
@@ -316,6 +384,18 @@ func (UnimplementedNodeServer) SignJWT(context.Context, *SignJWTRequest) (*SignJ
 }
 func (UnimplementedNodeServer) Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedNodeServer) GetObject(context.Context, *GetObjectRequest) (*GetObjectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetObject not implemented")
+}
+func (UnimplementedNodeServer) PutObject(context.Context, *PutObjectRequest) (*PutObjectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutObject not implemented")
+}
+func (UnimplementedNodeServer) DeleteObject(context.Context, *DeleteObjectRequest) (*DeleteObjectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteObject not implemented")
+}
+func (UnimplementedNodeServer) ListObjects(context.Context, *ListObjectsRequest) (*ListObjectsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListObjects not implemented")
 }
 func (UnimplementedNodeServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
@@ -416,6 +496,78 @@ func _Node_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_ReportServer = grpc.BidiStreamingServer[ReportRequest, ReportResponse]
 
+func _Node_GetObject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetObjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).GetObject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_GetObject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).GetObject(ctx, req.(*GetObjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_PutObject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutObjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).PutObject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_PutObject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).PutObject(ctx, req.(*PutObjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_DeleteObject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteObjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).DeleteObject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_DeleteObject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).DeleteObject(ctx, req.(*DeleteObjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_ListObjects_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListObjectsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).ListObjects(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_ListObjects_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).ListObjects(ctx, req.(*ListObjectsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExplainRequest)
 	if err := dec(in); err != nil {
@@ -452,6 +604,22 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignJWT",
 			Handler:    _Node_SignJWT_Handler,
+		},
+		{
+			MethodName: "GetObject",
+			Handler:    _Node_GetObject_Handler,
+		},
+		{
+			MethodName: "PutObject",
+			Handler:    _Node_PutObject_Handler,
+		},
+		{
+			MethodName: "DeleteObject",
+			Handler:    _Node_DeleteObject_Handler,
+		},
+		{
+			MethodName: "ListObjects",
+			Handler:    _Node_ListObjects_Handler,
 		},
 		{
 			MethodName: "Explain",

@@ -42,6 +42,7 @@ type agent struct {
 	m      *svid.Manager
 	view   latest.Value[*upstream.View]
 	ca     *authority
+	keeper Objects
 
 	mu        sync.Mutex // guards what follows
 	delivered map[string]map[string]uint64
@@ -167,7 +168,7 @@ func serve(t testing.TB, limits Limits, entries ...*nodev1.Entry) *agent {
 	a.view.Store(view)
 	a.m = svid.New(svid.Params{Views: a, Signer: a.ca, HoldOff: 300 * time.Millisecond})
 	attestor := workload.NewAttestor(workload.Params{Want: a.m.Want})
-	s := New(Params{Manager: a.m, Views: a, Attestor: attestor, TrustDomain: spiffeid.RequireTrustDomainFromString(domain), Limits: limits,
+	s := New(Params{Manager: a.m, Views: a, Objects: a, Attestor: attestor, TrustDomain: spiffeid.RequireTrustDomainFromString(domain), Limits: limits,
 		OnDelivered: func(subscriber, id string, crl map[string]uint64) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
@@ -237,4 +238,20 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("waited 10 s until %s", what)
 		}
 	}
+}
+
+func (a *agent) GetObject(ctx context.Context, r *nodev1.GetObjectRequest) (*nodev1.GetObjectResponse, error) {
+	return a.keeper.GetObject(ctx, r)
+}
+
+func (a *agent) PutObject(ctx context.Context, r *nodev1.PutObjectRequest) (*nodev1.PutObjectResponse, error) {
+	return a.keeper.PutObject(ctx, r)
+}
+
+func (a *agent) DeleteObject(ctx context.Context, r *nodev1.DeleteObjectRequest) (*nodev1.DeleteObjectResponse, error) {
+	return a.keeper.DeleteObject(ctx, r)
+}
+
+func (a *agent) ListObjects(ctx context.Context, r *nodev1.ListObjectsRequest) (*nodev1.ListObjectsResponse, error) {
+	return a.keeper.ListObjects(ctx, r)
 }

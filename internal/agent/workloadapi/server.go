@@ -41,8 +41,10 @@ type Params struct {
 	// Attestor made the credentials of the gRPC server that this is
 	// registered with (workload.NewCredentials).
 	Attestor *workload.Attestor
-	Clock    clock.Clock // nil is the machine's
-	Limits   Limits
+	// Objects keeps what programs share with their replicas; nil refuses.
+	Objects Objects
+	Clock   clock.Clock // nil is the machine's
+	Limits  Limits
 	// Instance says whose keys a caller gets; nil is one set for each uid.
 	Instance func(*workload.Caller) svid.Instance
 	// OnDelivered is told after each push which CRL number of each authority
@@ -130,6 +132,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterSpiffeWorkloadAPIServer(r, s)
 	workloadv1.RegisterRevocationsServer(r, revocations{s: s})
 	workloadv1.RegisterTokensServer(r, tokens{s: s})
+	workloadv1.RegisterObjectsServer(r, objects{s: s})
 }
 
 // call is one RPC of an attested process.

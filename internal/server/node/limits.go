@@ -19,6 +19,9 @@ type Limits struct {
 	CSRsPerNode limit.Rate
 	// CallsPerNode counts all other calls. Default 100/s, 500 at once.
 	CallsPerNode limit.Rate
+	// ObjectBytesPerNode counts what is written into the store for the programs
+	// of a node. Default 512 KiB/s, 20 MiB at once.
+	ObjectBytesPerNode limit.Rate
 	// StreamsPerNode at once, all kinds together. Default 16.
 	StreamsPerNode int
 	// SubjectsPerStream a config stream may watch. Default 1024.
@@ -44,6 +47,7 @@ func (l Limits) withDefaults() Limits {
 	count(&l.AttestationsAtOnce, 64)
 	rate(&l.CSRsPerNode, 50, 500)
 	rate(&l.CallsPerNode, 100, 500)
+	rate(&l.ObjectBytesPerNode, 512<<10, 20<<20)
 	count(&l.StreamsPerNode, 16)
 	count(&l.SubjectsPerStream, 1024)
 	count(&l.ItemsPerBatch, 256)

@@ -17,6 +17,7 @@ import (
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/limit"
+	"github.com/legation-io/legation/internal/objects"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -46,6 +47,15 @@ type Entries interface {
 	Entry(node, name string) (*nodev1.Entry, error)
 }
 
+// Objects keeps values that the replicas of one identity share. It does not
+// authorise: whoever calls has.
+type Objects interface {
+	Get(ctx context.Context, id spiffeid.ID, key string) (objects.Object, error)
+	Put(ctx context.Context, id spiffeid.ID, key string, value []byte, ifRevision *int64) (int64, error)
+	Delete(ctx context.Context, id spiffeid.ID, key string, ifRevision *int64) error
+	List(ctx context.Context, id spiffeid.ID, prefix string) ([]objects.Object, error)
+}
+
 // SubjectCompiler makes a proxy's configuration.
 type SubjectCompiler interface {
 	// Compile returns all resources of a subject of a node that holds the
@@ -67,6 +77,8 @@ type Params struct {
 	Engine   *distribute.Engine
 	Subjects SubjectCompiler
 	Acks     *acks.Ledger
+	// Objects of identities; nil refuses the calls about them.
+	Objects Objects
 	// Bundle is the trust domain's own, handed out at attestation.
 	Bundle func() *nodev1.Bundle
 	// Explain says which declared entries come near; optional.
@@ -113,6 +125,7 @@ type Server struct {
 	attestSlots *limit.Slots
 	csrRate     *limit.Buckets
 	callRate    *limit.Buckets
+	objectRate  *limit.Buckets
 	streams     *limit.Slots
 
 	readers sync.WaitGroup // of streams; they end with their connections
@@ -148,6 +161,7 @@ func New(p Params) *Server {
 		attestSlots: limit.NewSlots(p.Limits.AttestationsAtOnce),
 		csrRate:     limit.NewBuckets(p.Limits.CSRsPerNode, 0),
 		callRate:    limit.NewBuckets(p.Limits.CallsPerNode, 0),
+		objectRate:  limit.NewBuckets(p.Limits.ObjectBytesPerNode, 0),
 		streams:     limit.NewSlots(p.Limits.StreamsPerNode),
 		connected:   map[string][]*presence{},
 		configs:     map[*configStream]struct{}{},

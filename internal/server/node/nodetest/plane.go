@@ -23,6 +23,7 @@ import (
 	"github.com/legation-io/legation/internal/ca"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/objects"
 	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/store/memory"
 	"github.com/legation-io/legation/sdk/chaincheck"
@@ -83,7 +84,8 @@ func Over(t testing.TB, st *memory.Store, authority *Authority, options ...Optio
 		TrustDomain: p.TrustDomain, Authority: p.Authority, Registry: p.Registry,
 		Attestors: map[string]attestnode.Attestor{p.Tokens.Method(): p.Tokens},
 		Subjects:  p, Engine: p.Engine, Acks: p.Acks,
-		Bundle: func() *nodev1.Bundle { return p.Authority.Bundle(1) },
+		Objects: objects.New(objects.Params{Store: st, TrustDomain: p.TrustDomain, Clock: p.Clock}),
+		Bundle:  func() *nodev1.Bundle { return p.Authority.Bundle(1) },
 		Refused: func(_ context.Context, r node.Refusal) {
 			p.mu.Lock()
 			p.refusals = append(p.refusals, r)
