@@ -95,6 +95,9 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 		return c
 	}
 	c.ClientAuth = tls.RequireAnyClientCert
+	if len(k.protos) > 0 {
+		c.GetConfigForClient = k.refuseOtherProtocols(c)
+	}
 	c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if k.certificate != nil {
 			if own, err := k.certificate(hello); own != nil || err != nil {
@@ -107,6 +110,25 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 		return snapshot.Certificate, nil
 	}
 	return c
+}
+
+// refuseOtherProtocols closes an exception of crypto/tls: a client that wants
+// only HTTP/1.1 is served without a protocol by a server that has HTTP/2, where
+// RFC 7301 3.2 wants no_application_protocol.
+func (k *core) refuseOtherProtocols(c *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if len(hello.SupportedProtos) == 0 {
+			return nil, nil
+		}
+		for _, p := range hello.SupportedProtos {
+			if slices.Contains(k.protos, p) {
+				return nil, nil
+			}
+		}
+		none := c.Clone()
+		none.NextProtos, none.GetConfigForClient = []string{"none of " + strings.Join(k.protos, ", ")}, nil
+		return none, nil
+	}
 }
 
 // unready answers a client's hello with the reason why there is nothing to

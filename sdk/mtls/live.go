@@ -47,7 +47,7 @@ func (l *live) add(c *conn, trust *chaincheck.Trust) error {
 	if !l.watching {
 		l.watching = true
 		l.done.Add(1)
-		go l.watch()
+		go l.watch(trust)
 	} else if at, ends := l.end(c); ends && at.Before(l.earliest) {
 		l.nudge()
 	}
@@ -95,19 +95,17 @@ func (l *live) all() []*conn {
 }
 
 // watch judges all connections whenever the Source has another trust, and
-// ends when none is left.
-func (l *live) watch() {
+// ends when none is left. judged is the trust that the first was verified
+// under.
+func (l *live) watch(judged *chaincheck.Trust) {
 	defer l.done.Done()
 	timer := time.NewTimer(clockCheck)
 	defer timer.Stop()
-	var judged *chaincheck.Trust
 	for {
 		snapshot, changed, err := l.core.source.Current()
 		if err == nil && snapshot.Trust != judged {
-			if judged != nil {
-				l.judgeAll(snapshot.Trust)
-			}
 			judged = snapshot.Trust
+			l.judgeAll(judged)
 		}
 		next, some := l.expire()
 		if !some {

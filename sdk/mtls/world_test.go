@@ -82,6 +82,24 @@ func (e *events) ended(err error) {
 	e.ends = append(e.ends, err)
 }
 
+// says waits for the last failure to have a cause.
+func (e *events) says(t testing.TB, want handshake.Cause, words ...string) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if last := e.last(); last != nil && last.Cause == want {
+			wantCause(t, last, want, words...)
+			return
+		}
+	}
+	t.Errorf("want cause %s, the last failure that was told is %v", want, e.last())
+}
+
+func (e *events) endings() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.ends)
+}
+
 func (e *events) last() *handshake.Error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
