@@ -35,7 +35,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	stockServer := httptest.NewServer(mtls(orders, handler))
+	stockServer := httptest.NewServer(overTLS(orders, handler))
 	defer stockServer.Close()
 
 	// orders passes on who called it.
@@ -58,7 +58,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	ordersServer := httptest.NewServer(mtls(shop, handler))
+	ordersServer := httptest.NewServer(overTLS(shop, handler))
 	defer ordersServer.Close()
 
 	// shop begins.
@@ -100,9 +100,9 @@ func is(id spiffeid.ID) identity.Source {
 	return identity.NewMemory(&identity.Snapshot{ID: id})
 }
 
-// mtls stands for a server of sdk/mtls, which puts the verified peer into the
+// overTLS stands for a server of sdk/mtls, which puts the verified peer into the
 // context.
-func mtls(peer spiffeid.ID, next http.Handler) http.Handler {
+func overTLS(peer spiffeid.ID, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(w, r.WithContext(identity.ContextWithPeer(r.Context(), identity.Peer{ID: peer})))
 	})

@@ -88,8 +88,10 @@ func stripped(headers map[string][]string) (copied map[string][]string, changed 
 	return copied, true
 }
 
-// strip removes them in place.
-func strip(headers map[string][]string) {
+// Strip removes, in place, every header that speaks of identities, whatever its
+// case, underscores or -bin suffix: for gateways that forward what they got.
+// The keys may be those of http.Header or of gRPC metadata.
+func Strip(headers map[string][]string) {
 	for name := range headers {
 		if identityHeader(name) != "" {
 			delete(headers, name)

@@ -87,7 +87,7 @@ func (s *server) present(r *http.Request, c Chain) *http.Request {
 		if out == r {
 			out = r.WithContext(r.Context())
 		}
-		strip(r.Trailer)
+		Strip(r.Trailer)
 		out.Body = &trailerBody{r.Body, r, out}
 	}
 	return out
@@ -103,7 +103,7 @@ type trailerBody struct {
 func (b *trailerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
-		strip(b.from.Trailer)
+		Strip(b.from.Trailer)
 		b.to.Trailer = b.from.Trailer
 	}
 	return n, err

@@ -63,7 +63,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if out.Header == nil {
 		out.Header = http.Header{}
 	}
-	strip(out.Header)
+	Strip(out.Header)
 	if header != "" {
 		out.Header[canonicalWorkloadIdentity] = []string{header}
 	}
