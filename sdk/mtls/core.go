@@ -49,6 +49,7 @@ type core struct {
 type base struct {
 	snapshot *identity.Snapshot
 	config   *tls.Config
+	http     *tls.Config // for net/http: the same, or HTTPProtos when none were named
 }
 
 var errNoCertificate = errors.New("the source of identity has nothing to present, only roots to verify others with")
@@ -64,7 +65,10 @@ func (k *core) current() (*base, error) {
 	if b := k.base.Load(); b != nil && b.snapshot == snapshot {
 		return b, nil
 	}
-	b := &base{snapshot: snapshot, config: k.config(snapshot)}
+	b := &base{snapshot: snapshot, config: k.config(snapshot, k.protos)}
+	if b.http = b.config; len(k.protos) == 0 {
+		b.http = k.config(snapshot, HTTPProtos)
+	}
 	k.base.Store(b)
 	return b, nil
 }
@@ -72,12 +76,12 @@ func (k *core) current() (*base, error) {
 // config never lets crypto/tls decide about the peer: every check is in
 // VerifyConnection, which handshake.Attempt adds and which runs in every
 // handshake.
-func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
+func (k *core) config(snapshot *identity.Snapshot, protos []string) *tls.Config {
 	c := &tls.Config{
 		MinVersion:             k.rules.min,
 		CipherSuites:           k.rules.suites12,
 		CurvePreferences:       k.rules.groups,
-		NextProtos:             k.protos,
+		NextProtos:             protos,
 		SessionTicketsDisabled: true,
 		Time:                   k.now,
 	}
@@ -95,8 +99,8 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 		return c
 	}
 	c.ClientAuth = tls.RequireAnyClientCert
-	if len(k.protos) > 0 {
-		c.GetConfigForClient = k.refuseOtherProtocols(c)
+	if len(protos) > 0 {
+		c.GetConfigForClient = refuseOtherProtocols(c)
 	}
 	c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if k.certificate != nil {
@@ -115,18 +119,18 @@ func (k *core) config(snapshot *identity.Snapshot) *tls.Config {
 // refuseOtherProtocols closes an exception of crypto/tls: a client that wants
 // only HTTP/1.1 is served without a protocol by a server that has HTTP/2, where
 // RFC 7301 3.2 wants no_application_protocol.
-func (k *core) refuseOtherProtocols(c *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+func refuseOtherProtocols(c *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if len(hello.SupportedProtos) == 0 {
 			return nil, nil
 		}
 		for _, p := range hello.SupportedProtos {
-			if slices.Contains(k.protos, p) {
+			if slices.Contains(c.NextProtos, p) {
 				return nil, nil
 			}
 		}
 		none := c.Clone()
-		none.NextProtos, none.GetConfigForClient = []string{"none of " + strings.Join(k.protos, ", ")}, nil
+		none.NextProtos, none.GetConfigForClient = []string{"none of " + strings.Join(c.NextProtos, ", ")}, nil
 		return none, nil
 	}
 }
@@ -134,16 +138,17 @@ func (k *core) refuseOtherProtocols(c *tls.Config) func(*tls.ClientHelloInfo) (*
 // unready answers a client's hello with the reason why there is nothing to
 // say, so that both ends know at once.
 func (k *core) unready(why error) *base {
-	return &base{config: &tls.Config{
+	c := &tls.Config{
 		MinVersion: k.rules.min, SessionTicketsDisabled: true, ClientAuth: tls.RequireAnyClientCert,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, why },
 		GetCertificate:     func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, why },
-	}}
+	}
+	return &base{config: c, http: c}
 }
 
-// handshake performs one on raw, which it owns from then on. The error is
-// always a *handshake.Error.
-func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.Conn, error) {
+// handshake performs one on raw, which it owns from then on; http says that
+// net/http will speak on it. The error is always a *handshake.Error.
+func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bool) (*tls.Conn, error) {
 	c := &conn{Conn: raw, core: k}
 	attempt := handshake.Begin(k.side, c, k.hooks)
 	ctx, cancel := context.WithTimeout(ctx, k.timeout)
@@ -162,7 +167,11 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string) (*tls.C
 		}
 		b = k.unready(notReady(err))
 	}
-	config := attempt.Config(ctx, b.config, func(ctx context.Context, cs tls.ConnectionState) error {
+	of := b.config
+	if http {
+		of = b.http
+	}
+	config := attempt.Config(ctx, of, func(ctx context.Context, cs tls.ConnectionState) error {
 		return k.verify(ctx, c, b.snapshot, host, cs)
 	})
 	var secured *tls.Conn

@@ -21,7 +21,6 @@ const dialTimeout = 10 * time.Second
 type Dialer struct {
 	core *core
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	http *core // core with the protocols of Transport
 }
 
 // NewDialer returns a Dialer. The error says what the configuration lacks.
@@ -30,15 +29,9 @@ func NewDialer(config ClientConfig) (*Dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dialer{core: k, dial: config.Dial, http: k}
+	d := &Dialer{core: k, dial: config.Dial}
 	if d.dial == nil {
 		d.dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
-	}
-	if len(config.NextProtos) == 0 {
-		config.NextProtos = HTTPProtos
-		if d.http, err = config.core(); err != nil {
-			return nil, err
-		}
 	}
 	return d, nil
 }
@@ -48,20 +41,20 @@ func NewDialer(config ClientConfig) (*Dialer, error) {
 // *handshake.Error when the handshake failed, an *identity.NotReady when there
 // is no identity yet.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return d.connect(ctx, d.core, network, address)
+	return d.connect(ctx, network, address, false)
 }
 
 // connect returns a nil interface with an error, not a nil *tls.Conn.
-func (d *Dialer) connect(ctx context.Context, k *core, network, address string) (net.Conn, error) {
+func (d *Dialer) connect(ctx context.Context, network, address string, http bool) (net.Conn, error) {
 	host := d.host(address)
-	if err := k.ready(host); err != nil {
+	if err := d.core.ready(host); err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
 	}
 	raw, err := d.dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	c, err := k.handshake(ctx, raw, host)
+	c, err := d.core.handshake(ctx, raw, host, http)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +99,7 @@ func (d *Dialer) Handshake(ctx context.Context, raw net.Conn, authority string) 
 		raw.Close()
 		return nil, handshake.Begin(handshake.Client, raw, d.core.hooks).Fail(ctx, err)
 	}
-	return d.core.handshake(ctx, raw, host)
+	return d.core.handshake(ctx, raw, host, false)
 }
 
 // Transport returns a new transport for http.Client with the settings of
@@ -116,7 +109,7 @@ func (d *Dialer) Handshake(ctx context.Context, raw net.Conn, authority string) 
 func (d *Dialer) Transport() *http.Transport {
 	return &http.Transport{
 		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return d.connect(ctx, d.http, network, address)
+			return d.connect(ctx, network, address, true)
 		},
 		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
 			return nil, fmt.Errorf("%s: http:// and proxies are not spoken here, as they would be plaintext; use an https:// URL and no proxy", address)
@@ -125,7 +118,7 @@ func (d *Dialer) Transport() *http.Transport {
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, VerifyConnection: func(tls.ConnectionState) error {
 			return errors.New("a connection that was not dialled by sdk/mtls")
 		}},
-		ForceAttemptHTTP2:     slices.Contains(d.http.protos, "h2"),
+		ForceAttemptHTTP2:     len(d.core.protos) == 0 || slices.Contains(d.core.protos, "h2"),
 		MaxIdleConns:          100,
 		IdleConnTimeout:       90 * time.Second,
 		ExpectContinueTimeout: time.Second,
@@ -133,29 +126,14 @@ func (d *Dialer) Transport() *http.Transport {
 }
 
 // Recheck is as Server.Recheck.
-func (d *Dialer) Recheck() {
-	d.core.live.recheck()
-	if d.http != d.core {
-		d.http.live.recheck()
-	}
-}
+func (d *Dialer) Recheck() { d.core.live.recheck() }
 
 // Open is how many dialled connections are open.
-func (d *Dialer) Open() int {
-	n := len(d.core.live.all())
-	if d.http != d.core {
-		n += len(d.http.live.all())
-	}
-	return n
-}
+func (d *Dialer) Open() int { return len(d.core.live.all()) }
 
 // Close closes every connection that it dialled and waits for its goroutines.
 // A Dialer whose connections are all closed needs no Close.
 func (d *Dialer) Close() error {
-	why := errors.New("its Dialer was closed")
-	d.core.live.closeAll(why)
-	if d.http != d.core {
-		d.http.live.closeAll(why)
-	}
+	d.core.live.closeAll(errors.New("its Dialer was closed"))
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,7 +29,7 @@ func NewServer(config ServerConfig) (*Server, error) {
 // then on, and is closed when it fails; the error is a *handshake.Error when
 // the handshake failed. It ends after HandshakeTimeout, or earlier with ctx.
 func (s *Server) Handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
-	return s.core.handshake(ctx, raw, "")
+	return s.core.handshake(ctx, raw, "", false)
 }
 
 // Recheck judges the peers of all open connections again: after the data of an
@@ -52,6 +53,7 @@ type Listener struct {
 	failed chan struct{} // closed after err is set
 	err    error
 	close  func() error
+	http   atomic.Bool // served by net/http
 }
 
 // Listen announces on a local address, as net.Listen does.
@@ -159,7 +161,7 @@ func (l *Listener) accept() {
 
 func (l *Listener) serve(raw net.Conn) {
 	defer l.done.Done()
-	c, err := l.core.handshake(l.ctx, raw, "")
+	c, err := l.core.handshake(l.ctx, raw, "", l.http.Load())
 	if err != nil {
 		return // Hooks know
 	}
@@ -175,9 +177,10 @@ func (l *Listener) serve(raw net.Conn) {
 // Serve runs an HTTP server on the listener. Its handlers find the caller by
 // identity.PeerFromContext. It sets server.ConnContext (one that is set is
 // called too) and wraps server.Handler with Handler; like http.Server.Serve it
-// returns http.ErrServerClosed after Shutdown or Close. HTTP/2 needs
-// NextProtos: HTTPProtos.
+// returns http.ErrServerClosed after Shutdown or Close. HTTP/2 and HTTP/1.1
+// are spoken unless NextProtos says otherwise.
 func (l *Listener) Serve(server *http.Server) error {
+	l.http.Store(true)
 	inner := server.ConnContext
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if ctx = ConnContext(ctx, c); inner != nil {

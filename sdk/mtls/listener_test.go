@@ -291,7 +291,7 @@ func TestAHandlerThatIsMountedElsewhereIsNotReached(t *testing.T) {
 
 func TestConnContextsOfTheProgramAreCalledToo(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	l, err := mtls.Listen("tcp", "127.0.0.1:0", mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeMemberOf(d.TrustDomain), NextProtos: mtls.HTTPProtos})
+	l, err := mtls.Listen("tcp", "127.0.0.1:0", mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeMemberOf(d.TrustDomain)})
 	if err != nil {
 		t.Fatal(err)
 	}

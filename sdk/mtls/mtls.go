@@ -113,8 +113,7 @@ type ServerConfig struct {
 	// ended, so that silent connections cannot keep others out. Zero is 1,024.
 	MaxHandshakes int
 	// NextProtos are the application protocols on offer, best first (ALPN,
-	// RFC 7301). Nil is none for NewListener; Listener.Serve needs
-	// HTTPProtos to speak HTTP/2.
+	// RFC 7301). Nil is none, and HTTPProtos for Listener.Serve.
 	NextProtos []string
 	// RequireALPN refuses clients that agree on none of NextProtos. A client
 	// that names only others is refused in any case.

@@ -25,9 +25,6 @@ const (
 // serve starts an HTTP server that answers with the caller's SPIFFE ID.
 func serve(t testing.TB, config mtls.ServerConfig) string {
 	t.Helper()
-	if config.NextProtos == nil {
-		config.NextProtos = mtls.HTTPProtos
-	}
 	l, err := mtls.Listen("tcp", "127.0.0.1:0", config)
 	if err != nil {
 		t.Fatal(err)

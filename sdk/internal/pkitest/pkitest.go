@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"math/big"
 	"net/url"
 	"sync"
@@ -63,6 +64,15 @@ func New(t testing.TB, name string, now func() time.Time) *Domain {
 	d.publishLocked()
 	return d
 }
+
+// Example is New for Example functions, which have no testing.TB; it panics
+// where a test would fail.
+func Example(name string) *Domain { return New(panics{}, name, nil) }
+
+type panics struct{ testing.TB }
+
+func (panics) Helper()           {}
+func (panics) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
 
 // ID is the domain's SPIFFE ID with a path.
 func (d *Domain) ID(path string) spiffeid.ID {
