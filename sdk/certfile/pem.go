@@ -46,7 +46,7 @@ func blocks(data []byte) ([]block, error) {
 				return nil, fmt.Errorf("line %d begins a block inside the one of line %d: half written?", line, open.line)
 			}
 			kind, ok := bytes.CutSuffix(text[len(begin):], dashes)
-			if !ok || len(kind) == 0 || len(kind) > 64 || bytes.ContainsAny(kind, "-\x00") {
+			if !ok || !label(kind) {
 				return nil, fmt.Errorf("line %d is no PEM boundary: %s", line, strconv.Quote(string(text[:min(len(text), 80)])))
 			}
 			if len(all) == maxBlocks {
@@ -73,6 +73,17 @@ func blocks(data []byte) ([]block, error) {
 		return nil, fmt.Errorf("the %s of line %d does not end: half written?", open.kind, open.line)
 	}
 	return all, nil
+}
+
+// label says whether a block may be named so (RFC 7468 3), which is repeated in
+// errors.
+func label(kind []byte) bool {
+	for _, c := range kind {
+		if c < ' ' || c > '~' || c == '-' {
+			return false
+		}
+	}
+	return len(kind) > 0 && len(kind) <= 64
 }
 
 // der decodes the body, which holds no secret.
