@@ -58,6 +58,7 @@ var Attacks = []Attack{
 	{"A54", "one poisoned object stops everything", nil, ""},
 	{"A55", "tokens with the wrong algorithm, audience, key or dates", nil, ""},
 	{"A56", "tokens that cost more than they may", nil, ""},
+	{"A57", "ACME over http, tokens as paths, PEM that is slow to read", nil, ""},
 	{"A63", "known holes in libraries", nil, "govulncheck is no gate yet: it needs the vulnerability database at build time"},
 	{"A64", "secrets compared so that time tells", nil, ""},
 }
