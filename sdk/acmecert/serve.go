@@ -70,7 +70,11 @@ func (m *Manager) answerALPN(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 	if !m.config.allows(TLSALPN01) {
 		return nil, errors.New("acmecert: a TLS-ALPN-01 question, and this challenge is not in Config.Challenges")
 	}
-	p, err := m.challenges.find(hello.Context(), TLSALPN01, strings.ToLower(hello.ServerName))
+	ctx := hello.Context()
+	if ctx == nil { // a hello that is none of crypto/tls
+		ctx = context.Background()
+	}
+	p, err := m.challenges.find(ctx, TLSALPN01, strings.ToLower(hello.ServerName))
 	if err != nil {
 		return nil, fmt.Errorf("acmecert: a TLS-ALPN-01 question for %q: %w", clean(hello.ServerName), err)
 	}
