@@ -208,6 +208,9 @@ func parseAll(p Policy) (modules map[string]*ast.Module, v0 bool, err error) {
 	if len(wrong) > 0 {
 		return nil, v0, ordered(wrong)
 	}
+	if wrong := complexity(modules, fileNames(p)); len(wrong) > 0 {
+		return nil, v0, ordered(wrong)
+	}
 	return modules, v0, nil
 }
 

@@ -133,6 +133,12 @@ func (e *Engine) Loaded() ([]Loaded, <-chan struct{}) {
 // from, for metrics and the log. The error joins all refusals (Errors, or a
 // *ProbeError); they were logged and counted already.
 func (e *Engine) Set(ctx context.Context, source string, policies ...Policy) error {
+	return e.set(ctx, source, func() error { return nil }, policies)
+}
+
+// set calls last when everything is ready, before it comes into force; its
+// error leaves what was before in force.
+func (e *Engine) set(ctx context.Context, source string, last func() error, policies []Policy) error {
 	e.loading.Lock()
 	defer e.loading.Unlock()
 	old := e.state.Load()
@@ -171,7 +177,11 @@ func (e *Engine) Set(ctx context.Context, source string, policies ...Policy) err
 		s.loaded = append(s.loaded, Loaded{name, next[name].version})
 		s.asksRequest = s.asksRequest || next[name].asksRequest
 	}
-	if err := e.probe(ctx, s); err != nil {
+	err := e.probe(ctx, s)
+	if err == nil && len(failed) == 0 {
+		err = last()
+	}
+	if err != nil {
 		e.metrics.loads.WithLabelValues(source, "refused").Inc()
 		e.config.Log.Error("policies refused, those before stay in force", "source", source, "error", err)
 		return errors.Join(append(failed, err)...)

@@ -1,0 +1,193 @@
+package policy
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// BundleFile is a policy in a signed OPA bundle that somebody puts into a
+// file, e.g. with "opa build --revision 17 --signing-key …". It goes forward
+// only: a bundle with a lower revision than the highest ever in force, or the
+// same with other content, is refused, also after a restart.
+type BundleFile struct {
+	// Path of the tar.gz.
+	Path string
+	// Keys verify it; at least one.
+	Keys []Key
+	// Scope must be the signature's; default "".
+	Scope string
+	// State is a file, in a folder that only this program writes, that keeps
+	// the highest revision that was in force. Required: without it a restart
+	// could be rolled back.
+	State string
+	// Name of the policy; default is Path's last element.
+	Name string
+	// Query that decides; empty is DefaultQuery.
+	Query string
+	// Poll is how often the file is read even though no change was seen;
+	// default 10 s.
+	Poll time.Duration
+}
+
+// Check reports what is wrong with the settings.
+func (b BundleFile) Check() error {
+	if b.Path == "" || b.State == "" || len(b.Keys) == 0 {
+		return errors.New("BundleFile needs Path, State and at least one of Keys")
+	}
+	for _, k := range b.Keys {
+		if err := k.check(); err != nil {
+			return err
+		}
+	}
+	_, err := readHighest(b.State)
+	return err
+}
+
+// Load reads and verifies the file and puts it into force. It is what Run does
+// at each change.
+func (b BundleFile) Load(ctx context.Context, e *Engine) error {
+	raw, err := readBounded(b.Path, MaxBundleBytes)
+	if err != nil {
+		return e.refused("bundle", Policy{Name: b.name()}, err)
+	}
+	return b.load(ctx, e, raw)
+}
+
+func (b BundleFile) name() string {
+	if b.Name != "" {
+		return b.Name
+	}
+	return filepath.Base(b.Path)
+}
+
+func (b BundleFile) load(ctx context.Context, e *Engine, raw []byte) error {
+	refuse := func(err error) error {
+		return e.refused("bundle", Policy{Name: b.name()}, fmt.Errorf("%s: %w", b.Path, err))
+	}
+	if err := b.Check(); err != nil {
+		return refuse(err)
+	}
+	bundle, err := ReadBundle(raw, b.Keys, b.Scope)
+	if err != nil {
+		return refuse(err)
+	}
+	bundle.Name, bundle.Query = b.name(), b.Query
+	now := highest{bundle.Revision, hex.EncodeToString(sum(raw))}
+	before, err := readHighest(b.State)
+	if err == nil {
+		err = before.follows(now)
+	}
+	if err != nil {
+		return refuse(err)
+	}
+	return e.set(ctx, "bundle", func() error {
+		if now == before {
+			return nil
+		}
+		return writeHighest(b.State, now) // before it decides anything
+	}, []Policy{bundle.Policy})
+}
+
+// Run puts the bundle into force and follows the file until ctx ends; it
+// returns ctx's error, or at once that of Check. What does not load is logged
+// and counted, and leaves the bundle before in force.
+func (b BundleFile) Run(ctx context.Context, e *Engine) error {
+	if err := b.Check(); err != nil {
+		return err
+	}
+	tried, failed := "", ""
+	return follow(ctx, e.config.Log, b.Poll, func() []string { return []string{filepath.Dir(b.Path)} }, func() {
+		raw, err := readBounded(b.Path, MaxBundleBytes)
+		if err != nil {
+			if failed != err.Error() {
+				failed = err.Error()
+				e.refused("bundle", Policy{Name: b.name()}, err)
+			}
+			return
+		}
+		if now := string(sum(raw)); now != tried || failed != "" {
+			tried, failed = now, ""
+			b.load(ctx, e, raw) // says itself what is wrong
+		}
+	})
+}
+
+func sum(raw []byte) []byte {
+	s := sha256.Sum256(raw)
+	return s[:]
+}
+
+// highest is the content of the state file.
+type highest struct {
+	Revision uint64 `json:"revision"`
+	SHA256   string `json:"sha256"`
+}
+
+func (h highest) follows(next highest) error {
+	switch {
+	case next.Revision < h.Revision:
+		return fmt.Errorf("revision %d is older than %d, which was in force already", next.Revision, h.Revision)
+	case next.Revision == h.Revision && next.SHA256 != h.SHA256:
+		return fmt.Errorf("revision %d was in force already with other content: give it a higher one", next.Revision)
+	}
+	return nil
+}
+
+func readHighest(file string) (highest, error) {
+	raw, err := readBounded(file, 4096)
+	if errors.Is(err, fs.ErrNotExist) {
+		return highest{}, nil
+	}
+	var h highest
+	if err == nil {
+		err = json.Unmarshal(raw, &h)
+	}
+	if err == nil && (h.Revision == 0 || len(h.SHA256) != 64) {
+		err = errors.New("it holds no revision")
+	}
+	if err != nil {
+		return highest{}, fmt.Errorf("the highest revision that was in force is not known: %s: %w; remove the file to accept any", file, err)
+	}
+	return h, nil
+}
+
+// writeHighest survives a crash at any instant: old or new.
+func writeHighest(file string, h highest) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("keep the highest revision: %w", err)
+		}
+	}()
+	raw, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	_, err = f.Write(append(raw, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

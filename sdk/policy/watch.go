@@ -1,0 +1,85 @@
+package policy
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+const (
+	defaultPoll = 10 * time.Second
+	settle      = 20 * time.Millisecond // events of one change come together
+)
+
+// follow calls look now, whenever something happens in one of the folders, and
+// every poll, until ctx ends; by one goroutine. Where folders cannot be
+// watched, polling alone remains.
+func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders func() []string, look func()) error {
+	if poll <= 0 {
+		poll = defaultPoll
+	}
+	var events chan fsnotify.Event
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		log.Warn("policy files are polled only: no watcher", "every", poll, "error", err)
+	} else {
+		defer watcher.Close()
+		events = watcher.Events
+	}
+	watched := map[string]bool{}
+	rewatch := func() {
+		if watcher == nil {
+			return
+		}
+		now := map[string]bool{}
+		for _, dir := range folders() {
+			now[filepath.Clean(dir)] = true
+		}
+		for dir := range watched {
+			if !now[dir] {
+				watcher.Remove(dir) // gone already, most often
+				delete(watched, dir)
+			}
+		}
+		for dir := range now {
+			// Added again each time: the folder behind a name may be another.
+			if watcher.Add(dir) == nil {
+				watched[dir] = true
+			}
+		}
+	}
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	var errs chan error
+	if watcher != nil {
+		errs = watcher.Errors
+	}
+	rewatch()
+	look()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-errs: // an overflow: look
+		case <-events:
+			timer := time.NewTimer(settle)
+		more:
+			for {
+				select {
+				case <-ctx.Done():
+					timer.Stop()
+					return ctx.Err()
+				case <-events:
+				case <-timer.C:
+					break more
+				}
+			}
+		}
+		rewatch()
+		look()
+	}
+}
