@@ -12,6 +12,11 @@
 // the same user can trace it or read its memory, no core files, and, where
 // the memory lock limit allows it, nothing of it is ever swapped. Root on the
 // machine can read everything.
+//
+// Where. All of this is so on Linux. On other Unixes (macOS, the BSDs) pages
+// are locked and wiped, but a core dump and a forked child have them, and
+// Harden returns errors.ErrUnsupported. Elsewhere (Windows) the bytes lie on
+// the Go heap and are wiped, nothing more: Locked returns false.
 package secretmem
 
 import (
@@ -19,8 +24,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -88,7 +91,7 @@ func (b *Buffer) Close() error {
 		b.slot = nil
 	}
 	if b.region != nil {
-		err := unix.Munmap(b.region)
+		err := unmapRegion(b.region)
 		b.region = nil
 		return err
 	}
@@ -154,15 +157,12 @@ func (p *pool) mapPages(size int) ([]byte, error) {
 
 func (p *pool) mapPagesLocked(size int) ([]byte, error) {
 	page := os.Getpagesize()
-	region, err := unix.Mmap(-1, 0, (size+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	region, locked, err := mapRegion((size + page - 1) / page * page)
 	if err != nil {
-		return nil, fmt.Errorf("map %d bytes for secrets: %w", size, err)
+		return nil, err
 	}
-	if unix.Mlock(region) != nil {
-		p.unlocked++ // served all the same; Locked tells
+	if !locked {
+		p.unlocked++
 	}
-	// Kernels older than these advices refuse them; Harden covers dumps.
-	_ = unix.Madvise(region, unix.MADV_DONTDUMP)
-	_ = unix.Madvise(region, unix.MADV_WIPEONFORK)
 	return region, nil
 }
