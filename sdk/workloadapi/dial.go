@@ -63,7 +63,7 @@ func Dial(addr string) (*grpc.ClientConn, error) {
 		grpc.WithChainUnaryInterceptor(unaryHeader),
 		grpc.WithChainStreamInterceptor(streamHeader),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: minDelay, Multiplier: 1.6, Jitter: 0.5, MaxDelay: time.Second},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}))
 	if err != nil {

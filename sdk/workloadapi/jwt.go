@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/internal/holder"
 	"github.com/legation-io/legation/sdk/jwtcheck"
 )
 
@@ -29,7 +30,7 @@ import (
 type JWTSource struct {
 	c      Config
 	client *Client
-	life   *life
+	life   *holder.Life
 
 	mu      sync.Mutex // guards what follows
 	raw     map[string][]byte
@@ -59,7 +60,7 @@ func NewJWTSource(c Config) (*JWTSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &JWTSource{c: c, client: client, life: newLife(), changed: make(chan struct{}), state: Connecting, since: c.Now()}
+	s := &JWTSource{c: c, client: client, life: holder.NewLife(), changed: make(chan struct{}), state: Connecting, since: c.Now()}
 	s.err = &identity.NotReady{Source: s.name()}
 	return s, nil
 }
@@ -71,8 +72,8 @@ func OpenJWTSource(ctx context.Context, c Config) (*JWTSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = s.life.begin() // the first
-	go func() { _ = s.life.run(context.Background(), s.run) }()
+	_ = s.life.Begin() // the first
+	go func() { _ = s.life.Run(context.Background(), s.run) }()
 	for {
 		_, changed, err := s.Bundles()
 		if err == nil {
@@ -92,21 +93,21 @@ func (s *JWTSource) name() string { return "the Workload API at " + s.c.Addr }
 // Run keeps the keys current until ctx ends or Close is called, and then
 // returns nil. It may be called once.
 func (s *JWTSource) Run(ctx context.Context) error {
-	if err := s.life.begin(); err != nil {
+	if err := s.life.Begin(); err != nil {
 		return err
 	}
-	return s.life.run(ctx, s.run)
+	return s.life.Run(ctx, s.run)
 }
 
 // Close ends Run, waits for it, and ends fetching. Keys that came are served
 // on.
 func (s *JWTSource) Close() error {
-	s.life.close()
+	s.life.Close()
 	return s.client.Close()
 }
 
 func (s *JWTSource) run(ctx context.Context) error {
-	again := retry{backoff: s.c.Backoff}
+	again := holder.Retry{Backoff: s.c.Backoff}
 	for {
 		err := s.read(ctx, &again)
 		if ctx.Err() != nil {
@@ -122,13 +123,13 @@ func (s *JWTSource) run(ctx context.Context) error {
 		default:
 			s.become(Unavailable, err)
 		}
-		if again.wait(ctx) != nil {
+		if again.Wait(ctx) != nil {
 			return nil
 		}
 	}
 }
 
-func (s *JWTSource) read(ctx context.Context, again *retry) error {
+func (s *JWTSource) read(ctx context.Context, again *holder.Retry) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := s.client.api.FetchJWTBundles(ctx, &workload.JWTBundlesRequest{})
@@ -140,7 +141,7 @@ func (s *JWTSource) read(ctx context.Context, again *retry) error {
 		if err != nil {
 			return err
 		}
-		again.reset()
+		again.Reset()
 		if err := s.take(r.GetBundles()); err != nil {
 			s.c.Logger.Error("the Workload API sent what makes no sense; the last good answer stays", "workload_api", s.c.Addr, "what", "jwt bundles", "error", err)
 			s.become(Malformed, err)

@@ -17,7 +17,7 @@ import (
 // agent may then answer there.
 func (s *Source) watchRevocations(ctx context.Context, conn grpc.ClientConnInterface) {
 	client := workloadv1.NewRevocationsClient(conn)
-	wait := retry{backoff: s.c.Backoff}
+	wait := holder.Retry{Backoff: s.c.Backoff}
 	for ctx.Err() == nil {
 		err := s.readRevocations(ctx, client, &wait)
 		if ctx.Err() != nil {
@@ -32,11 +32,11 @@ func (s *Source) watchRevocations(ctx context.Context, conn grpc.ClientConnInter
 			case <-s.again:
 			}
 		}
-		_ = wait.wait(ctx)
+		_ = wait.Wait(ctx)
 	}
 }
 
-func (s *Source) readRevocations(ctx context.Context, client workloadv1.RevocationsClient, wait *retry) error {
+func (s *Source) readRevocations(ctx context.Context, client workloadv1.RevocationsClient, wait *holder.Retry) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := client.Watch(ctx, &workloadv1.WatchRevocationsRequest{})
@@ -48,7 +48,7 @@ func (s *Source) readRevocations(ctx context.Context, client workloadv1.Revocati
 		if err != nil {
 			return err
 		}
-		wait.reset()
+		wait.Reset()
 		all := make([]holder.Revocation, len(set.GetRevocations()))
 		for n, r := range set.GetRevocations() {
 			all[n] = holder.Revocation{SPIFFEID: r.GetSpiffeId(), Serials: r.GetSerials(), Reason: r.GetReason(), At: time.Unix(0, r.GetRevokedAtUnixNano())}

@@ -44,6 +44,9 @@ type Config struct {
 	Now func() time.Time
 }
 
+// Backoff bounds the waits between attempts.
+type Backoff = holder.Backoff
+
 func (c Config) withDefaults() (Config, error) {
 	addr, err := Address(c.Addr)
 	if err != nil {
@@ -80,7 +83,7 @@ type Source struct {
 	holder  *holder.Holder
 	kick    chan struct{} // something to check before the timer says so
 	again   chan struct{} // the X.509 stream came back
-	life    *life
+	life    *holder.Life
 }
 
 var _ identity.Source = (*Source)(nil)
@@ -92,7 +95,7 @@ func NewSource(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{c: c, kick: make(chan struct{}, 1), again: make(chan struct{}, 1), life: newLife()}
+	s := &Source{c: c, kick: make(chan struct{}, 1), again: make(chan struct{}, 1), life: holder.NewLife()}
 	s.holder = holder.New(holder.Params{
 		Name: "the Workload API at " + c.Addr, ID: c.SPIFFEID, Pick: c.Pick, AwaitDenials: awaitDenials, Log: c.Logger, Now: c.Now,
 	})
@@ -113,8 +116,8 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = s.life.begin() // the first
-	go func() { _ = s.life.run(context.Background(), s.run) }()
+	_ = s.life.Begin() // the first
+	go func() { _ = s.life.Run(context.Background(), s.run) }()
 	if _, err := identity.Wait(ctx, s); err != nil {
 		s.Close()
 		if c.Registerer != nil {
@@ -130,10 +133,10 @@ func Open(ctx context.Context, c Config) (*Source, error) {
 // the request itself; it, too, is returned only at the end, since what is
 // served holds until then.
 func (s *Source) Run(ctx context.Context) error {
-	if err := s.life.begin(); err != nil {
+	if err := s.life.Begin(); err != nil {
 		return err
 	}
-	return s.life.run(ctx, s.run)
+	return s.life.Run(ctx, s.run)
 }
 
 func (s *Source) run(ctx context.Context) error {
@@ -147,7 +150,7 @@ func (s *Source) run(ctx context.Context) error {
 	parts.Go(func() { s.watchRevocations(ctx, conn) })
 	parts.Go(func() { s.check(ctx) })
 	w := watcher{
-		client: workload.NewSpiffeWorkloadAPIClient(conn), handler: sourceHandler{s}, retry: retry{backoff: s.c.Backoff},
+		client: workload.NewSpiffeWorkloadAPIClient(conn), handler: sourceHandler{s}, retry: holder.Retry{Backoff: s.c.Backoff},
 		dropped: func(err error) { s.holder.Dropped("x509", err) },
 	}
 	err = w.run(ctx)
@@ -161,7 +164,7 @@ func (s *Source) run(ctx context.Context) error {
 
 // Close ends Run and waits for it. What was served last is served on.
 func (s *Source) Close() error {
-	s.life.close()
+	s.life.Close()
 	return nil
 }
 

@@ -112,7 +112,7 @@ type watcher struct {
 	handler Handler
 	dropped func(error) // every answer that made no sense
 	state   State
-	retry   retry
+	retry   holder.Retry
 }
 
 func (w *watcher) run(ctx context.Context) error {
@@ -131,7 +131,7 @@ func (w *watcher) run(ctx context.Context) error {
 		default:
 			w.become(Unavailable, err)
 		}
-		if err := w.retry.wait(ctx); err != nil {
+		if err := w.retry.Wait(ctx); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func (w *watcher) subscribe(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w.retry.reset()
+		w.retry.Reset()
 		answer, err := parse(response)
 		if err != nil {
 			w.dropped(err)

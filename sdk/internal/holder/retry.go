@@ -1,4 +1,4 @@
-package workloadapi
+package holder
 
 import (
 	"context"
@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Retry delays unless configured: full jitter between minDelay and a ceiling
+// Retry delays unless configured: a random time between minDelay and a ceiling
 // that doubles from firstCeiling to lastCeiling.
 const (
 	minDelay     = 50 * time.Millisecond
@@ -22,16 +22,18 @@ type Backoff struct {
 	Max time.Duration // zero is 10 s
 }
 
-// retry is where one loop of attempts stands.
-type retry struct {
-	backoff Backoff
+// Retry is where one loop of attempts stands.
+type Retry struct {
+	Backoff Backoff
 	ceiling time.Duration
 }
 
-func (r *retry) reset() { r.ceiling = 0 }
+// Reset starts again from the bottom.
+func (r *Retry) Reset() { r.ceiling = 0 }
 
-func (r *retry) next() time.Duration {
-	low, high := r.backoff.Min, r.backoff.Max
+// Next is the next wait.
+func (r *Retry) Next() time.Duration {
+	low, high := r.Backoff.Min, r.Backoff.Max
 	if low <= 0 {
 		low = minDelay
 	}
@@ -47,9 +49,9 @@ func (r *retry) next() time.Duration {
 	return delay
 }
 
-// wait returns ctx's error when that ends first.
-func (r *retry) wait(ctx context.Context) error {
-	timer := time.NewTimer(r.next())
+// Wait returns ctx's error when that ends first.
+func (r *Retry) Wait(ctx context.Context) error {
+	timer := time.NewTimer(r.Next())
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
