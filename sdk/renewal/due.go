@@ -37,11 +37,11 @@ func RenewalTime(spec *CertificateSpec, notBefore, notAfter, issued time.Time) (
 	if life > ShortLived {
 		before = max(before, min(Within, life/2))
 	}
-	at := notAfter.Add(-before)
+	at := notAfter.Add(-before).Truncate(time.Second)
 	if !issued.IsZero() && !at.After(issued) {
-		at = issued.Add(max(0, notAfter.Sub(issued)) / 3 * 2)
+		at = issued.Add(max(0, notAfter.Sub(issued)) / 3 * 2).Truncate(time.Second)
 	}
-	return at.Truncate(time.Second), true
+	return at, true
 }
 
 // Backoff is how long a failed issuance waits for the next one.

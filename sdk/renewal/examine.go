@@ -15,6 +15,7 @@ const (
 	annotationPrefix      = "renewal.legation.io/"
 	annotationHash        = annotationPrefix + "request-hash" // what was asked for
 	annotationRequest     = annotationPrefix + "request-id"
+	annotationRevision    = annotationPrefix + "revision"
 	annotationIssued      = annotationPrefix + "issued-at"
 	annotationMade        = annotationPrefix + "made-at"   // of the next key
 	annotationRetry       = annotationPrefix + "retry-at"  // the issuer wants to be left alone until then
@@ -28,10 +29,11 @@ const (
 // memo is what is remembered of a certificate between two looks.
 type memo struct {
 	planned    time.Time // when an overdue renewal was moved to, or has come
-	plannedFor time.Time // the notAfter that it is about
+	plannedFor [32]byte  // digest of the certificate that it is about
 	issued     time.Time // when this process last issued it
 	served     [32]byte  // digest of what Updated was told
 	claimed    Key
+	tidied     bool   // nothing of an old issuance is left
 	issuer     string // of its metrics
 }
 
@@ -150,6 +152,12 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 		return nil
 	}
 	it.memo.claimed = secretKey
+	if !it.memo.tidied {
+		if err := s.tidy(ctx, c); err != nil {
+			return err
+		}
+		it.memo.tidied = true
+	}
 
 	p := s.inspect(c, secret)
 	plan := time.Time{}
@@ -183,9 +191,26 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 	return s.decide(ctx, it, c, secret, p, plan, now, v)
 }
 
+// tidy removes the request of an issuance that was finished just before the
+// power failed.
+func (s *Scheduler) tidy(ctx context.Context, c *Certificate) error {
+	next := Key{c.Key().Namespace, c.Key().Name + nextSuffix}
+	if c.Status.Is(Issuing) || c.Status.LastFailureTime != nil {
+		return nil
+	}
+	left, err := s.secret(ctx, next)
+	if err != nil || left == nil || left.Annotations[annotationCertificate] != c.Metadata.Name {
+		return err
+	}
+	if err := s.cfg.Store.DeleteSecret(ctx, next.Namespace, next.Name); err != nil {
+		return fmt.Errorf("delete secret %s: %w", next, err)
+	}
+	return nil
+}
+
 // decide says whether it is due, or when to look again.
 func (s *Scheduler) decide(ctx context.Context, it *item, c *Certificate, secret *Secret, p pair, plan, now time.Time, v *verdict) error {
-	if p.leaf != nil && p.leaf.NotAfter.After(now) {
+	if p.leaf != nil && !p.leaf.NotAfter.Before(now) {
 		v.next = earliest(plan, p.leaf.NotAfter.Add(time.Second))
 		if now.Before(p.leaf.NotBefore) {
 			v.next = earliest(v.next, p.leaf.NotBefore)
@@ -197,7 +222,7 @@ func (s *Scheduler) decide(ctx context.Context, it *item, c *Certificate, secret
 		if issuing.Reason == ReasonManuallyTriggered || p.leaf == nil {
 			v.urgency = time.Time{}
 		}
-	} else if p.reason == "" {
+	} else if again := s.failed(c); p.reason == "" && !again || p.reason == ReasonExpired && plan.IsZero() {
 		if issuing != nil && issuing.Reason == ReasonNoIssuer {
 			c.Status.RemoveCondition(Issuing)
 		}
@@ -210,7 +235,7 @@ func (s *Scheduler) decide(ctx context.Context, it *item, c *Certificate, secret
 		if wait.After(now) {
 			v.next = earliest(v.next, wait)
 			if p.reason == ReasonRenewing {
-				v.next = wait
+				v.next = earliest(wait, p.leaf.NotAfter.Add(time.Second))
 			}
 			return nil
 		}
@@ -224,6 +249,13 @@ func (s *Scheduler) decide(ctx context.Context, it *item, c *Certificate, secret
 		c.Status.SetCondition(now, c.Metadata.Generation, Issuing, Unknown, ReasonNoIssuer, fmt.Sprintf("there is no issuer %s (yet); looking again within %s", c.Spec.IssuerRef, s.cfg.Sweep))
 	}
 	return nil
+}
+
+// failed reports whether an issuance that the spec as it is gave rise to, or
+// somebody's hand, has failed and nothing was issued since.
+func (s *Scheduler) failed(c *Certificate) bool {
+	i := c.Status.Condition(Issuing)
+	return c.Status.LastFailureTime != nil && i != nil && i.Reason == ReasonFailed && i.ObservedGeneration == c.Metadata.Generation
 }
 
 // wait is until when an issuance that is needed has to wait: for the backoff
@@ -292,7 +324,8 @@ func (s *Scheduler) plan(it *item, c *Certificate, secret *Secret, leaf *x509.Ce
 		from = latest(from, issued.Add(s.cfg.MinInterval))
 		due = latest(due, from)
 	}
-	if it.memo.plannedFor.Equal(leaf.NotAfter) {
+	which := sha256.Sum256(leaf.Raw)
+	if it.memo.plannedFor == which {
 		s.planner.note(it.key, it.memo.planned)
 		return it.memo.planned
 	}
@@ -303,9 +336,9 @@ func (s *Scheduler) plan(it *item, c *Certificate, secret *Secret, leaf *x509.Ce
 	if now.Sub(at) > 2*recheck && !s.once.Load() && !c.Status.Is(Issuing) && c.Status.LastFailureTime == nil {
 		// The clock jumped, the machine slept or the program did not run.
 		at = s.planner.firstFit(it.key, now, now.Add(leaf.NotAfter.Sub(now)/4), s.cfg.StormRate)
-		it.memo.planned, it.memo.plannedFor = at, leaf.NotAfter
+		it.memo.planned, it.memo.plannedFor = at, which
 	} else if !now.Before(at) {
-		it.memo.planned, it.memo.plannedFor = at, leaf.NotAfter
+		it.memo.planned, it.memo.plannedFor = at, which
 	}
 	s.planner.note(it.key, at)
 	return at

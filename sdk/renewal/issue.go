@@ -66,8 +66,8 @@ func (s *Scheduler) issue(ctx context.Context, it *item) error {
 	if err := s.prepare(store, a); err != nil {
 		return err
 	}
-	if id := a.next.Annotations[annotationRequest]; a.current != nil && a.current.Annotations[annotationRequest] == id && s.inspect(c, a.current).reason == "" {
-		return s.finish(store, it, a) // it was stored, and then the power failed
+	if a.stored() && a.current.Annotations[annotationRevision] == strconv.Itoa(a.revision()) && s.inspect(c, a.current).reason == "" {
+		return s.finish(store, it, a) // and then the power failed
 	}
 	started := time.Now()
 	issued, err := s.ask(ctx, issuer, a)
@@ -95,6 +95,11 @@ func (s *Scheduler) issue(ctx context.Context, it *item) error {
 		return s.finish(store, it, a)
 	}
 	return s.fail(store, a, err)
+}
+
+// stored reports whether the answer to the request is in the Secret.
+func (a *attempt) stored() bool {
+	return a.current != nil && a.next.Annotations[annotationRequest] != "" && a.current.Annotations[annotationRequest] == a.next.Annotations[annotationRequest]
 }
 
 // requestLife is how old a request may be that is made again.
@@ -131,6 +136,9 @@ func (s *Scheduler) prepare(ctx context.Context, a *attempt) error {
 
 // usable reports whether the stored request still asks for what the spec does.
 func (s *Scheduler) usable(a *attempt) bool {
+	if a.stored() && a.current.Annotations[annotationRevision] != strconv.Itoa(a.revision()) {
+		return false // left over from the last issuance
+	}
 	made, now := annotatedTime(a.next, annotationMade), s.cfg.Now()
 	if a.next.Annotations[annotationHash] != a.fingerprint() || now.Sub(made) > requestLife || made.Sub(now) > requestLife {
 		return false
@@ -293,7 +301,7 @@ func (s *Scheduler) keep(ctx context.Context, a *attempt, got *signed) error {
 	maps.Copy(out.Annotations, map[string]string{
 		annotationCertificate: k.Name, annotationIssuerName: ref.Name, annotationIssuerKind: cmp.Or(ref.Kind, "Issuer"),
 		annotationIssuerGroup: cmp.Or(ref.Group, "cert-manager.io"), annotationHash: a.c.Spec.requestHash(),
-		annotationRequest: a.next.Annotations[annotationRequest], annotationIssued: s.cfg.Now().UTC().Format(time.RFC3339),
+		annotationRequest: a.next.Annotations[annotationRequest], annotationRevision: strconv.Itoa(a.revision()), annotationIssued: s.cfg.Now().UTC().Format(time.RFC3339),
 	})
 	keyPEM := a.next.Data[TLSKey]
 	out.Data[TLSKey], out.Data[TLSCert] = keyPEM, got.chain

@@ -19,6 +19,9 @@ const (
 	examiners = 4
 	// storeRetry is how soon the Store is tried again that did not answer.
 	storeRetry = 10 * time.Second
+	// loadTime is how long the first look at everything may hold up the first
+	// issuance.
+	loadTime = 30 * time.Second
 	// overrun is how long an issuer may take to notice that it was cancelled.
 	overrun = 10 * time.Second
 )
@@ -39,6 +42,8 @@ type loop struct {
 	outcomes  chan outcome
 	lists     chan []Ref
 	listing   bool
+	began     time.Time
+	loaded    bool          // issuances may start
 	trouble   map[Key]error // for RunOnce
 
 	issuing context.Context
@@ -69,15 +74,14 @@ func (s *Scheduler) run(ctx context.Context, once bool) (err error) {
 	l := &loop{
 		Scheduler: s, items: make(map[Key]*item), users: make(map[string]int), trouble: make(map[Key]error),
 		toExamine: make(chan *item), verdicts: make(chan verdict), outcomes: make(chan outcome, s.cfg.MaxConcurrent), lists: make(chan []Ref),
-		issuing: cancelled,
+		issuing: cancelled, began: time.Now(),
 	}
 	helping, stop := context.WithCancel(ctx)
 	for range examiners {
 		l.work.Go(func() { l.examiner(helping) })
 	}
-	if once {
-		l.list(helping)
-	} else {
+	l.list(helping)
+	if !once {
 		l.work.Go(func() { l.watch(helping) })
 	}
 	l.serve(helping)
@@ -296,8 +300,15 @@ func (l *loop) employ(it *item, issuer string) {
 	}
 }
 
-// start runs as many issuances as there are places.
+// start runs as many issuances as there are places. The first waits until
+// everything has been looked at once, so that it is known what is urgent and
+// whose turn it is, though not for long.
 func (l *loop) start() {
+	if !l.loaded {
+		if l.loaded = !l.listing && len(l.examine) == 0 && l.inHand == 0 || time.Since(l.began) > loadTime; !l.loaded {
+			return
+		}
+	}
 	each := l.cfg.PerIssuer
 	if each <= 0 {
 		each = l.cfg.MaxConcurrent

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -111,6 +112,9 @@ func documents(data []byte) ([]*yaml.Node, error) {
 		if jsonErr == nil {
 			return []*yaml.Node{n}, nil
 		}
+		if errors.Is(jsonErr, errDeep) {
+			return nil, jsonErr
+		}
 		if nodes, err := yamlNodes(data); err == nil {
 			return nodes, nil // YAML's flow style begins like JSON
 		}
@@ -160,6 +164,8 @@ func jsonNode(data []byte) (*yaml.Node, error) {
 	return nil, fmt.Errorf("this is not JSON: line %d: %w", r.line(), err)
 }
 
+var errDeep = fmt.Errorf("it is nested deeper than %d", maxDepth)
+
 type jsonReader struct {
 	dec      *json.Decoder
 	newlines []int64
@@ -172,7 +178,7 @@ func (r *jsonReader) line() int {
 
 func (r *jsonReader) value(depth int) (*yaml.Node, error) {
 	if depth > maxDepth {
-		return nil, fmt.Errorf("it is nested deeper than %d", maxDepth)
+		return nil, errDeep
 	}
 	t, err := r.dec.Token()
 	if errors.Is(err, io.EOF) {
@@ -233,6 +239,7 @@ func encodeYAML(v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	quoteOld(n)
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
@@ -240,4 +247,17 @@ func encodeYAML(v any) ([]byte, error) {
 		return nil, err
 	}
 	return b.Bytes(), enc.Close()
+}
+
+// oldScalars are strings that YAML 1.1, which Kubernetes reads, takes for
+// booleans and for numbers to the base of 60.
+var oldScalars = regexp.MustCompile(`^(?i:y|n|yes|no|on|off|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$`)
+
+func quoteOld(n *yaml.Node) {
+	if n.Tag == "!!str" && oldScalars.MatchString(n.Value) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
+	for _, c := range n.Content {
+		quoteOld(c)
+	}
 }
