@@ -119,6 +119,7 @@ func (a *admin) Status(context.Context, *adminv1.StatusRequest) (*adminv1.Status
 	r.Nodes = []*adminv1.Node{node()}
 	r.CertificatesValid, r.CertificatesRevoked, r.Subscribers = 4, 1, 2
 	r.Resources = map[string]uint32{"Service": 1}
+	r.Renewals = []*adminv1.RenewalStatus{{Name: "system/control-plane", Issuer: "Authority.legation.io/default", Ready: true, Message: "no", NotAfterUnix: then + 3600, RenewalUnix: then + 1800, Revision: 2, FailedAttempts: 1}}
 	r.Behind = []*adminv1.BehindStatus{{Node: "web-1", State: &nodev1.SubscriberState{Subscriber: "envoy/1", Type: "secret", Name: "ROOTCA", Error: "bad CRL", SinceUnixNano: then * 1e9}}}
 	r.Problems = []string{"envoy/1 on web-1 refused ROOTCA: bad CRL"}
 	return r, nil

@@ -40,7 +40,19 @@ type statusView struct {
 	Revoked     uint32            `json:"certificatesRevoked"`
 	Subscribers uint32            `json:"subscribers"`
 	Resources   map[string]uint32 `json:"resources"`
+	Renewals    []renewalView     `json:"renewals"`
 	Problems    []string          `json:"problems"`
+}
+
+type renewalView struct {
+	Name           string `json:"name"`
+	Issuer         string `json:"issuer"`
+	Ready          bool   `json:"ready"`
+	Message        string `json:"message,omitempty"`
+	NotAfter       string `json:"notAfter,omitempty"`
+	RenewalTime    string `json:"renewalTime,omitempty"`
+	Revision       uint32 `json:"revision"`
+	FailedAttempts uint32 `json:"failedAttempts"`
 }
 
 type authorityView struct {
@@ -89,7 +101,10 @@ func (o *options) printStatus(r *adminv1.StatusResponse) error {
 		v := statusView{
 			TrustDomain: r.TrustDomain, Version: r.Version, StartedAt: stamp(r.StartedAtUnix), Revision: r.StoreRevision,
 			Valid: r.CertificatesValid, Revoked: r.CertificatesRevoked, Subscribers: r.Subscribers, Resources: map[string]uint32{},
-			Authorities: []authorityView{}, Nodes: []nodeView{}, Behind: []behindView{}, Problems: append([]string{}, r.Problems...),
+			Authorities: []authorityView{}, Nodes: []nodeView{}, Behind: []behindView{}, Renewals: []renewalView{}, Problems: append([]string{}, r.Problems...),
+		}
+		for _, c := range r.Renewals {
+			v.Renewals = append(v.Renewals, renewalView{c.Name, c.Issuer, c.Ready, c.Message, stamp(c.NotAfterUnix), stamp(c.RenewalUnix), c.Revision, c.FailedAttempts})
 		}
 		maps.Copy(v.Resources, r.Resources)
 		for _, a := range r.Authorities {
@@ -110,6 +125,9 @@ func (o *options) printStatus(r *adminv1.StatusResponse) error {
 		fmt.Fprintf(w, "authority      %s: root ends in %s, issuing CA in %s, CRL %d with %d revoked\n", a.Name, until(a.RootExpiresUnix), until(a.IssuingExpiresUnix), a.CrlNumber, a.Revoked)
 	}
 	fmt.Fprintf(w, "certificates   %d valid, %d revoked\n", r.CertificatesValid, r.CertificatesRevoked)
+	for _, c := range r.Renewals {
+		fmt.Fprintf(w, "renewed        %s ends in %s, next in %s, revision %d%s\n", c.Name, until(c.NotAfterUnix), until(c.RenewalUnix), c.Revision, failing(c))
+	}
 	kinds := make([]string, 0, len(r.Resources))
 	for k := range r.Resources {
 		kinds = append(kinds, k)
@@ -133,6 +151,13 @@ func (o *options) printStatus(r *adminv1.StatusResponse) error {
 		fmt.Fprintf(w, "  %s %s: %s %s since %s%s\n", b.Node, b.State.Subscriber, b.State.Type, b.State.Name, age(time.Since(time.Unix(0, b.State.SinceUnixNano))), refused(b.State))
 	}
 	return o.printProblems(r.Problems)
+}
+
+func failing(c *adminv1.RenewalStatus) string {
+	if c.FailedAttempts == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", failed %s", plural(int(c.FailedAttempts), "time"))
 }
 
 func entries(n uint32) string {

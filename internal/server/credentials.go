@@ -2,21 +2,16 @@ package server
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync/atomic"
-	"time"
 
-	"github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/ca"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/sdk/chaincheck"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 )
@@ -28,7 +23,7 @@ type credentials struct {
 	authority *ca.Authority
 	clock     clock.Clock
 	log       *slog.Logger
-	dnsNames  []string
+	renewals  *renewals
 
 	cert     atomic.Pointer[tls.Certificate]
 	verifier atomic.Pointer[verifier] // replaced whole when the authority's state changes
@@ -39,13 +34,17 @@ type verifier struct {
 	crls  *chaincheck.CRLSet
 }
 
-func newCredentials(ctx context.Context, td spiffeid.TrustDomain, authority *ca.Authority, c clock.Clock, log *slog.Logger, dnsNames []string) (*credentials, error) {
-	cr := &credentials{td: td, authority: authority, clock: c, log: log, dnsNames: dnsNames}
+func newCredentials(ctx context.Context, td spiffeid.TrustDomain, authority *ca.Authority, c clock.Clock, log *slog.Logger, r prometheus.Registerer, dnsNames []string) (*credentials, error) {
+	cr := &credentials{td: td, authority: authority, clock: c, log: log}
 	state, _ := authority.State()
 	if err := cr.trust(state); err != nil {
 		return nil, err
 	}
-	return cr, cr.renew(ctx)
+	var err error
+	if cr.renewals, err = newRenewals(renewalParams{TrustDomain: td, Authority: authority, Clock: c, Log: log, Registerer: r, DNSNames: dnsNames, Updated: cr.serve}); err != nil {
+		return nil, err
+	}
+	return cr, cr.renewals.first(ctx)
 }
 
 func (cr *credentials) trust(state *ca.State) error {
@@ -65,66 +64,21 @@ func (cr *credentials) trust(state *ca.State) error {
 	return nil
 }
 
-// renew makes a key, signs for it, and serves it. All roots are presented too,
-// in the bundle's order: an agent that pinned their hash recognises them.
-func (cr *credentials) renew(ctx context.Context) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return err
-	}
-	r := cr.authority.SignX509(ctx, []ca.X509Request{{
-		Profile: ca.ProfileServer, CSR: csr, ID: node.ServerID(cr.td), DNSNames: cr.dnsNames,
-		IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, Namespace: "system", Instance: "server",
-	}})[0]
-	if r.Err != nil {
-		return fmt.Errorf("issue the server's own certificate: %w", r.Err)
-	}
-	leaf, err := x509.ParseCertificate(r.Chain[0])
-	if err != nil {
-		return err
-	}
+// serve takes over a new certificate. All roots are presented too, in the
+// bundle's order: an agent that pinned their hash recognises them.
+func (cr *credentials) serve(c *tls.Certificate) {
 	state, _ := cr.authority.State()
-	chain := append(append([][]byte{}, r.Chain...), state.Bundle.X509Roots...)
-	cr.cert.Store(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf})
-	cr.log.Debug("own certificate issued", "serial", r.Serial, "not_after", r.NotAfter)
-	return nil
+	chain := append(append([][]byte{}, c.Certificate...), state.Bundle.X509Roots...)
+	cr.cert.Store(&tls.Certificate{Certificate: chain, PrivateKey: c.PrivateKey, Leaf: c.Leaf})
 }
 
-// run renews at half life and follows the authority. Neither waits for the
-// other: who was revoked is refused also while nothing can be signed.
+// run renews and follows the authority. Neither waits for the other: who was
+// revoked is refused also while nothing can be signed.
 func (cr *credentials) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cr.follow(ctx) })
-	group.Go(func() error { return cr.keep(ctx) })
+	group.Go(func() error { return cr.renewals.run(ctx) })
 	return group.Wait()
-}
-
-// between is the least time between two attempts to renew, be it that one
-// failed or that what was got is short-lived.
-const between = 10 * time.Second
-
-func (cr *credentials) keep(ctx context.Context) error {
-	for {
-		leaf := cr.cert.Load().Leaf
-		half := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
-		if err := clock.Until(ctx, cr.clock, half); err != nil {
-			return err
-		}
-		if err := cr.renew(ctx); err != nil {
-			cr.log.Error("own certificate not renewed; trying again", "ends", leaf.NotAfter, "error", err)
-		}
-		pause := time.NewTimer(between)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return ctx.Err()
-		case <-pause.C:
-		}
-	}
 }
 
 // follow verifies by the authority's newest state.

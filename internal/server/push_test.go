@@ -208,7 +208,7 @@ func connect(t *testing.T, config *tls.Config, client *tls.Certificate) (*x509.C
 func TestWhoConnectsIsVerifiedByTheNewestCRL(t *testing.T) {
 	d := newDeciders(t)
 	skewed := &clock.Skewed{}
-	creds, err := newCredentials(t.Context(), domain, d.authority, skewed, slog.New(slog.DiscardHandler), []string{"cp.example.org"})
+	creds, err := newCredentials(t.Context(), domain, d.authority, skewed, slog.New(slog.DiscardHandler), nil, []string{"cp.example.org"})
 	must(t, err)
 	issue := func(profile ca.Profile, id spiffeid.ID, name string) (*tls.Certificate, string) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -253,7 +253,7 @@ func TestWhoConnectsIsVerifiedByTheNewestCRL(t *testing.T) {
 func TestTheServersOwnCertificateIsRenewedAtHalfLife(t *testing.T) {
 	d := newDeciders(t)
 	skewed := &clock.Skewed{}
-	creds, err := newCredentials(t.Context(), domain, d.authority, skewed, slog.New(slog.DiscardHandler), nil)
+	creds, err := newCredentials(t.Context(), domain, d.authority, skewed, slog.New(slog.DiscardHandler), nil, nil)
 	must(t, err)
 	first := creds.cert.Load().Leaf
 	life := first.NotAfter.Sub(first.NotBefore)

@@ -138,7 +138,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err err
 		return nil, err
 	}
 	s.engine = distribute.New(distribute.Params{Clock: clock.System, Registerer: s.metrics})
-	if s.creds, err = newCredentials(ctx, s.td, s.authority, clock.System, log.With("part", "tls"), serverNames(cfg)); err != nil {
+	if s.creds, err = newCredentials(ctx, s.td, s.authority, clock.System, log.With("part", "tls"), s.metrics, serverNames(cfg)); err != nil {
 		return nil, err
 	}
 	s.doors()
@@ -171,7 +171,7 @@ func (s *server) doors() {
 		Limits: nodeLimits(s.cfg.Limits), Log: s.log.With("part", "nodes"), Registerer: s.metrics, Version: version.Version,
 	})
 	s.admin = admin.New(admin.Params{
-		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Connected: s.connected, Acks: s.acks,
+		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Connected: s.connected, Renewals: s.creds.renewals.list, Acks: s.acks,
 		Engine: s.engine, Store: s.store, Clock: clock.System, Log: s.log.With("part", "admin"), Version: version.Version, Started: s.started,
 	})
 	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}

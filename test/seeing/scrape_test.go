@@ -94,7 +94,7 @@ func inSource(t *testing.T) map[string]string {
 	t.Helper()
 	found := map[string]string{}
 	name := regexp.MustCompile(`"(legation_[a-z0-9_]+)"`)
-	for _, dir := range []string{"internal", "cmd"} {
+	for _, dir := range []string{"internal", "cmd", "sdk/renewal"} {
 		err := filepath.WalkDir(filepath.Join(stand.Root(t), dir), func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

@@ -2012,8 +2012,10 @@ type StatusResponse struct {
 	CertificatesRevoked uint32          `protobuf:"varint,9,opt,name=certificates_revoked,json=certificatesRevoked,proto3" json:"certificates_revoked,omitempty"`
 	Subscribers         uint32          `protobuf:"varint,10,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
 	// What is wrong, each with what to do about it.
-	Problems      []string          `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
-	Resources     map[string]uint32 `protobuf:"bytes,12,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Problems  []string          `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
+	Resources map[string]uint32 `protobuf:"bytes,12,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What this replica renews for itself.
+	Renewals      []*RenewalStatus `protobuf:"bytes,13,rep,name=renewals,proto3" json:"renewals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2132,6 +2134,118 @@ func (x *StatusResponse) GetResources() map[string]uint32 {
 	return nil
 }
 
+func (x *StatusResponse) GetRenewals() []*RenewalStatus {
+	if x != nil {
+		return x.Renewals
+	}
+	return nil
+}
+
+// RenewalStatus is how a certificate stands that the control plane renews.
+type RenewalStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/name".
+	Name   string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Ready  bool   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why it is not ready, or why the last attempt to renew it failed.
+	Message      string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	NotAfterUnix int64  `protobuf:"varint,5,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	// When it is next renewed; 0 when that is not planned.
+	RenewalUnix int64  `protobuf:"varint,6,opt,name=renewal_unix,json=renewalUnix,proto3" json:"renewal_unix,omitempty"`
+	Revision    uint32 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Failures since the last success.
+	FailedAttempts uint32 `protobuf:"varint,8,opt,name=failed_attempts,json=failedAttempts,proto3" json:"failed_attempts,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenewalStatus) Reset() {
+	*x = RenewalStatus{}
+	mi := &file_api_admin_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewalStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewalStatus) ProtoMessage() {}
+
+func (x *RenewalStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_api_admin_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewalStatus.ProtoReflect.Descriptor instead.
+func (*RenewalStatus) Descriptor() ([]byte, []int) {
+	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RenewalStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenewalStatus) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *RenewalStatus) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *RenewalStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RenewalStatus) GetNotAfterUnix() int64 {
+	if x != nil {
+		return x.NotAfterUnix
+	}
+	return 0
+}
+
+func (x *RenewalStatus) GetRenewalUnix() int64 {
+	if x != nil {
+		return x.RenewalUnix
+	}
+	return 0
+}
+
+func (x *RenewalStatus) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RenewalStatus) GetFailedAttempts() uint32 {
+	if x != nil {
+		return x.FailedAttempts
+	}
+	return 0
+}
+
 type AuthorityStatus struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2145,7 +2259,7 @@ type AuthorityStatus struct {
 
 func (x *AuthorityStatus) Reset() {
 	*x = AuthorityStatus{}
-	mi := &file_api_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_api_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2271,7 @@ func (x *AuthorityStatus) String() string {
 func (*AuthorityStatus) ProtoMessage() {}
 
 func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_api_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2284,7 @@ func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityStatus.ProtoReflect.Descriptor instead.
 func (*AuthorityStatus) Descriptor() ([]byte, []int) {
-	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AuthorityStatus) GetName() string {
@@ -2219,7 +2333,7 @@ type BehindStatus struct {
 
 func (x *BehindStatus) Reset() {
 	*x = BehindStatus{}
-	mi := &file_api_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_api_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2345,7 @@ func (x *BehindStatus) String() string {
 func (*BehindStatus) ProtoMessage() {}
 
 func (x *BehindStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_api_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2358,7 @@ func (x *BehindStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BehindStatus.ProtoReflect.Descriptor instead.
 func (*BehindStatus) Descriptor() ([]byte, []int) {
-	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BehindStatus) GetNode() string {
@@ -2431,7 +2545,7 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"spiffeJson\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\tR\x04hash\"2\n" +
 	"\rStatusRequest\x12!\n" +
-	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"\xf8\x04\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"\xb6\x05\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12&\n" +
@@ -2445,10 +2559,20 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\vsubscribers\x18\n" +
 	" \x01(\rR\vsubscribers\x12\x1a\n" +
 	"\bproblems\x18\v \x03(\tR\bproblems\x12N\n" +
-	"\tresources\x18\f \x03(\v20.legation.admin.v1.StatusResponse.ResourcesEntryR\tresources\x1a<\n" +
+	"\tresources\x18\f \x03(\v20.legation.admin.v1.StatusResponse.ResourcesEntryR\tresources\x12<\n" +
+	"\brenewals\x18\r \x03(\v2 .legation.admin.v1.RenewalStatusR\brenewals\x1a<\n" +
 	"\x0eResourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xbc\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xf9\x01\n" +
+	"\rRenewalStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12$\n" +
+	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12!\n" +
+	"\frenewal_unix\x18\x06 \x01(\x03R\vrenewalUnix\x12\x1a\n" +
+	"\brevision\x18\a \x01(\rR\brevision\x12'\n" +
+	"\x0ffailed_attempts\x18\b \x01(\rR\x0efailedAttempts\"\xbc\x01\n" +
 	"\x0fAuthorityStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
 	"\x11root_expires_unix\x18\x02 \x01(\x03R\x0frootExpiresUnix\x120\n" +
@@ -2496,7 +2620,7 @@ func file_api_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_api_admin_v1_admin_proto_rawDescData
 }
 
-var file_api_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_admin_v1_admin_proto_goTypes = []any{
 	(*Document)(nil),                 // 0: legation.admin.v1.Document
 	(*ApplyRequest)(nil),             // 1: legation.admin.v1.ApplyRequest
@@ -2526,11 +2650,12 @@ var file_api_admin_v1_admin_proto_goTypes = []any{
 	(*GetBundleResponse)(nil),        // 25: legation.admin.v1.GetBundleResponse
 	(*StatusRequest)(nil),            // 26: legation.admin.v1.StatusRequest
 	(*StatusResponse)(nil),           // 27: legation.admin.v1.StatusResponse
-	(*AuthorityStatus)(nil),          // 28: legation.admin.v1.AuthorityStatus
-	(*BehindStatus)(nil),             // 29: legation.admin.v1.BehindStatus
-	nil,                              // 30: legation.admin.v1.StatusResponse.ResourcesEntry
-	(*v1.Bundle)(nil),                // 31: legation.node.v1.Bundle
-	(*v1.SubscriberState)(nil),       // 32: legation.node.v1.SubscriberState
+	(*RenewalStatus)(nil),            // 28: legation.admin.v1.RenewalStatus
+	(*AuthorityStatus)(nil),          // 29: legation.admin.v1.AuthorityStatus
+	(*BehindStatus)(nil),             // 30: legation.admin.v1.BehindStatus
+	nil,                              // 31: legation.admin.v1.StatusResponse.ResourcesEntry
+	(*v1.Bundle)(nil),                // 32: legation.node.v1.Bundle
+	(*v1.SubscriberState)(nil),       // 33: legation.node.v1.SubscriberState
 }
 var file_api_admin_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: legation.admin.v1.ApplyRequest.documents:type_name -> legation.admin.v1.Document
@@ -2542,39 +2667,40 @@ var file_api_admin_v1_admin_proto_depIdxs = []int32{
 	14, // 6: legation.admin.v1.ListNodesResponse.nodes:type_name -> legation.admin.v1.Node
 	14, // 7: legation.admin.v1.BanNodeResponse.node:type_name -> legation.admin.v1.Node
 	19, // 8: legation.admin.v1.ListCertificatesResponse.certificates:type_name -> legation.admin.v1.Certificate
-	31, // 9: legation.admin.v1.GetBundleResponse.bundle:type_name -> legation.node.v1.Bundle
-	28, // 10: legation.admin.v1.StatusResponse.authorities:type_name -> legation.admin.v1.AuthorityStatus
+	32, // 9: legation.admin.v1.GetBundleResponse.bundle:type_name -> legation.node.v1.Bundle
+	29, // 10: legation.admin.v1.StatusResponse.authorities:type_name -> legation.admin.v1.AuthorityStatus
 	14, // 11: legation.admin.v1.StatusResponse.nodes:type_name -> legation.admin.v1.Node
-	29, // 12: legation.admin.v1.StatusResponse.behind:type_name -> legation.admin.v1.BehindStatus
-	30, // 13: legation.admin.v1.StatusResponse.resources:type_name -> legation.admin.v1.StatusResponse.ResourcesEntry
-	32, // 14: legation.admin.v1.BehindStatus.state:type_name -> legation.node.v1.SubscriberState
-	1,  // 15: legation.admin.v1.Admin.Apply:input_type -> legation.admin.v1.ApplyRequest
-	5,  // 16: legation.admin.v1.Admin.Get:input_type -> legation.admin.v1.GetRequest
-	8,  // 17: legation.admin.v1.Admin.Delete:input_type -> legation.admin.v1.DeleteRequest
-	10, // 18: legation.admin.v1.Admin.CreateToken:input_type -> legation.admin.v1.CreateTokenRequest
-	12, // 19: legation.admin.v1.Admin.ListNodes:input_type -> legation.admin.v1.ListNodesRequest
-	15, // 20: legation.admin.v1.Admin.BanNode:input_type -> legation.admin.v1.BanNodeRequest
-	17, // 21: legation.admin.v1.Admin.ListCertificates:input_type -> legation.admin.v1.ListCertificatesRequest
-	20, // 22: legation.admin.v1.Admin.Revoke:input_type -> legation.admin.v1.RevokeRequest
-	22, // 23: legation.admin.v1.Admin.Lift:input_type -> legation.admin.v1.LiftRequest
-	24, // 24: legation.admin.v1.Admin.GetBundle:input_type -> legation.admin.v1.GetBundleRequest
-	26, // 25: legation.admin.v1.Admin.Status:input_type -> legation.admin.v1.StatusRequest
-	2,  // 26: legation.admin.v1.Admin.Apply:output_type -> legation.admin.v1.ApplyResponse
-	6,  // 27: legation.admin.v1.Admin.Get:output_type -> legation.admin.v1.GetResponse
-	9,  // 28: legation.admin.v1.Admin.Delete:output_type -> legation.admin.v1.DeleteResponse
-	11, // 29: legation.admin.v1.Admin.CreateToken:output_type -> legation.admin.v1.CreateTokenResponse
-	13, // 30: legation.admin.v1.Admin.ListNodes:output_type -> legation.admin.v1.ListNodesResponse
-	16, // 31: legation.admin.v1.Admin.BanNode:output_type -> legation.admin.v1.BanNodeResponse
-	18, // 32: legation.admin.v1.Admin.ListCertificates:output_type -> legation.admin.v1.ListCertificatesResponse
-	21, // 33: legation.admin.v1.Admin.Revoke:output_type -> legation.admin.v1.RevokeProgress
-	23, // 34: legation.admin.v1.Admin.Lift:output_type -> legation.admin.v1.LiftResponse
-	25, // 35: legation.admin.v1.Admin.GetBundle:output_type -> legation.admin.v1.GetBundleResponse
-	27, // 36: legation.admin.v1.Admin.Status:output_type -> legation.admin.v1.StatusResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	30, // 12: legation.admin.v1.StatusResponse.behind:type_name -> legation.admin.v1.BehindStatus
+	31, // 13: legation.admin.v1.StatusResponse.resources:type_name -> legation.admin.v1.StatusResponse.ResourcesEntry
+	28, // 14: legation.admin.v1.StatusResponse.renewals:type_name -> legation.admin.v1.RenewalStatus
+	33, // 15: legation.admin.v1.BehindStatus.state:type_name -> legation.node.v1.SubscriberState
+	1,  // 16: legation.admin.v1.Admin.Apply:input_type -> legation.admin.v1.ApplyRequest
+	5,  // 17: legation.admin.v1.Admin.Get:input_type -> legation.admin.v1.GetRequest
+	8,  // 18: legation.admin.v1.Admin.Delete:input_type -> legation.admin.v1.DeleteRequest
+	10, // 19: legation.admin.v1.Admin.CreateToken:input_type -> legation.admin.v1.CreateTokenRequest
+	12, // 20: legation.admin.v1.Admin.ListNodes:input_type -> legation.admin.v1.ListNodesRequest
+	15, // 21: legation.admin.v1.Admin.BanNode:input_type -> legation.admin.v1.BanNodeRequest
+	17, // 22: legation.admin.v1.Admin.ListCertificates:input_type -> legation.admin.v1.ListCertificatesRequest
+	20, // 23: legation.admin.v1.Admin.Revoke:input_type -> legation.admin.v1.RevokeRequest
+	22, // 24: legation.admin.v1.Admin.Lift:input_type -> legation.admin.v1.LiftRequest
+	24, // 25: legation.admin.v1.Admin.GetBundle:input_type -> legation.admin.v1.GetBundleRequest
+	26, // 26: legation.admin.v1.Admin.Status:input_type -> legation.admin.v1.StatusRequest
+	2,  // 27: legation.admin.v1.Admin.Apply:output_type -> legation.admin.v1.ApplyResponse
+	6,  // 28: legation.admin.v1.Admin.Get:output_type -> legation.admin.v1.GetResponse
+	9,  // 29: legation.admin.v1.Admin.Delete:output_type -> legation.admin.v1.DeleteResponse
+	11, // 30: legation.admin.v1.Admin.CreateToken:output_type -> legation.admin.v1.CreateTokenResponse
+	13, // 31: legation.admin.v1.Admin.ListNodes:output_type -> legation.admin.v1.ListNodesResponse
+	16, // 32: legation.admin.v1.Admin.BanNode:output_type -> legation.admin.v1.BanNodeResponse
+	18, // 33: legation.admin.v1.Admin.ListCertificates:output_type -> legation.admin.v1.ListCertificatesResponse
+	21, // 34: legation.admin.v1.Admin.Revoke:output_type -> legation.admin.v1.RevokeProgress
+	23, // 35: legation.admin.v1.Admin.Lift:output_type -> legation.admin.v1.LiftResponse
+	25, // 36: legation.admin.v1.Admin.GetBundle:output_type -> legation.admin.v1.GetBundleResponse
+	27, // 37: legation.admin.v1.Admin.Status:output_type -> legation.admin.v1.StatusResponse
+	27, // [27:38] is the sub-list for method output_type
+	16, // [16:27] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_admin_v1_admin_proto_init() }
@@ -2588,7 +2714,7 @@ func file_api_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_admin_v1_admin_proto_rawDesc), len(file_api_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

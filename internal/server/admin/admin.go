@@ -23,6 +23,7 @@ import (
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/ledger"
 	"github.com/legation-io/legation/internal/store"
+	"github.com/legation-io/legation/sdk/renewal"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -43,13 +44,16 @@ type Params struct {
 	Tokens      *jointoken.Tokens
 	// Connected lists the nodes that are connected to this replica.
 	Connected func() []Presence
-	Acks      *acks.Ledger
-	Engine    *distribute.Engine
-	Store     store.Store
-	Clock     clock.Clock
-	Log       *slog.Logger
-	Version   string
-	Started   time.Time
+	// Renewals lists the certificates that this replica renews for itself;
+	// nil: none.
+	Renewals func() []*renewal.Certificate
+	Acks     *acks.Ledger
+	Engine   *distribute.Engine
+	Store    store.Store
+	Clock    clock.Clock
+	Log      *slog.Logger
+	Version  string
+	Started  time.Time
 }
 
 // Server implements adminv1.AdminServer.

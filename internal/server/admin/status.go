@@ -111,6 +111,15 @@ func (s *Server) status(ctx context.Context, req *adminv1.StatusRequest) (*admin
 		r.Resources[kind] = uint32(n)
 	}
 	var wrong []string
+	if s.p.Renewals != nil {
+		for _, c := range s.p.Renewals() {
+			st := describeRenewal(c)
+			r.Renewals = append(r.Renewals, st)
+			if line := renewalProblem(st); line != "" {
+				wrong = append(wrong, line)
+			}
+		}
+	}
 	for _, sub := range s.p.Acks.Subscribers("") {
 		r.Subscribers++
 		if line := presented(sub); line != "" {
