@@ -16,3 +16,12 @@ const (
 // or an endpoint's targetRef, then the annotation of the WorkloadEntry or
 // EndpointSlice, then that of the Service.
 const AnnotationSPIFFEIDs = "legation.io/spiffe-ids"
+
+// AnnotationIdentityHeaders, on a Service, names the ports behind which a
+// program finds the caller in its HTTP headers: "true" for all ports, or names
+// and numbers of spec.ports, separated by commas. The sidecar of an endpoint
+// then reads HTTP (1.1 and 2, gRPC) on that port, sets spiffe-id and
+// workload-id from the certificate that the caller's connection was verified
+// with, and removes whatever the caller sent under these names and as
+// x-forwarded-client-cert. A connection that is not HTTP is answered 400 there.
+const AnnotationIdentityHeaders = "legation.io/identity-headers"

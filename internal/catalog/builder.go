@@ -246,7 +246,7 @@ func (b *builder) portsOf(i *Identity) []boundPort {
 			for _, e := range p.Endpoints {
 				for _, id := range e.IDs {
 					if i.has(id) {
-						ports = append(ports, boundPort{id, e.Node, e.Port})
+						ports = append(ports, boundPort{id, e.Node, e.Port, p.IdentityHeaders})
 					}
 				}
 			}

@@ -3,6 +3,7 @@ package catalog
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -49,6 +50,7 @@ func (c *checker) service(s *corev1.Service) {
 			c.problem(at+".targetPort", "write a port number, or the name of a port of the endpoints", "%q is not a port", t.StrVal)
 		}
 	}
+	c.identityHeaders(s, names, numbers)
 	c.labels("spec.selector", s.Spec.Selector)
 	for i, a := range addressesOf(s) {
 		if a != corev1.ClusterIPNone {
@@ -149,5 +151,22 @@ func (c *checker) endpoint(at string, s *discoveryv1.EndpointSlice, e discoveryv
 	}
 	if ref := e.TargetRef; ref != nil && ref.Kind == kindIdentity.name && ref.Namespace != "" && ref.Namespace != s.Namespace {
 		c.problem(at+".targetRef.namespace", "leave it out", "an endpoint refers to an identity of its own namespace, not of %s", ref.Namespace)
+	}
+}
+
+// identityHeaders checks the annotation that names ports.
+func (c *checker) identityHeaders(s *corev1.Service, names map[string]bool, numbers map[int32]bool) {
+	list, ok := s.Annotations[v1alpha1.AnnotationIdentityHeaders]
+	if !ok || list == "true" {
+		return
+	}
+	path := join("metadata.annotations", v1alpha1.AnnotationIdentityHeaders)
+	for one := range strings.SplitSeq(list, ",") {
+		one = strings.TrimSpace(one)
+		number, err := strconv.ParseInt(one, 10, 32)
+		if !names[one] && (err != nil || !numbers[int32(number)]) {
+			c.problem(path, `write "true" for all ports, or names or numbers of spec.ports, separated by commas; without the annotation there are no such headers`,
+				"%q is no port of this Service", one)
+		}
 	}
 }

@@ -25,13 +25,23 @@ type EntryChange struct {
 }
 
 func compareBound(a, b boundPort) int {
-	return cmp.Or(strings.Compare(a.id, b.id), strings.Compare(a.node, b.node), cmp.Compare(a.port, b.port))
+	return cmp.Or(strings.Compare(a.id, b.id), strings.Compare(a.node, b.node), cmp.Compare(a.port, b.port), compareBool(a.headers, b.headers))
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 func sameService(a, b *Service) bool {
 	return a.CreateRevision == b.CreateRevision && slices.EqualFunc(a.Addresses, b.Addresses, func(x, y netip.Addr) bool { return x == y }) &&
 		slices.Equal(a.Problems, b.Problems) && slices.EqualFunc(a.Ports, b.Ports, func(x, y ServicePort) bool {
-		return x.Name == y.Name && x.Port == y.Port && slices.EqualFunc(x.Endpoints, y.Endpoints, func(e, f Endpoint) bool {
+		return x.Name == y.Name && x.Port == y.Port && x.IdentityHeaders == y.IdentityHeaders && slices.EqualFunc(x.Endpoints, y.Endpoints, func(e, f Endpoint) bool {
 			return compareEndpoints(e, f) == 0
 		})
 	})

@@ -41,6 +41,7 @@ type Identity struct {
 type boundPort struct {
 	id, node string
 	port     uint16
+	headers  bool // of identities
 }
 
 func newIdentity(td spiffeid.TrustDomain, o *object) *Identity {
@@ -100,10 +101,15 @@ func (i *Identity) Entry(node string) *nodev1.Entry {
 	for _, p := range i.ports {
 		if p.id == id && (p.node == "" || p.node == node) {
 			e.Ports = append(e.Ports, uint32(p.port))
+			if p.headers {
+				e.IdentityHeaderPorts = append(e.IdentityHeaderPorts, uint32(p.port))
+			}
 		}
 	}
 	slices.Sort(e.Ports)
 	e.Ports = slices.Compact(e.Ports)
+	slices.Sort(e.IdentityHeaderPorts)
+	e.IdentityHeaderPorts = slices.Compact(e.IdentityHeaderPorts)
 	return e
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,6 +56,8 @@ type ServicePort struct {
 	Endpoints []Endpoint
 	// IDs are all SPIFFE IDs expected at the endpoints, sorted.
 	IDs []string
+	// IdentityHeaders: the endpoints' proxies say in HTTP headers who calls.
+	IdentityHeaders bool
 }
 
 // Endpoint is an address at which one of IDs is expected.
@@ -85,7 +88,7 @@ func (b *builder) joinService(o *object) *Service {
 	}
 	sources := append(b.entrySources(svc, out), b.sliceSources(svc, out)...)
 	for _, p := range svc.Spec.Ports {
-		sp := ServicePort{Name: p.Name, Port: uint16(p.Port)}
+		sp := ServicePort{Name: p.Name, Port: uint16(p.Port), IdentityHeaders: identityHeaders(svc, p)}
 		for _, src := range sources {
 			port, ok := src.port(p)
 			if !ok {
@@ -133,6 +136,20 @@ func annotatedIDs(o metav1.Object) []string {
 	ids := splitIDs(list)
 	slices.Sort(ids)
 	return slices.Compact(ids)
+}
+
+// identityHeaders reports whether a Service's annotation names a port.
+func identityHeaders(svc *corev1.Service, p corev1.ServicePort) bool {
+	list := svc.Annotations[v1alpha1.AnnotationIdentityHeaders]
+	if list == "true" {
+		return true
+	}
+	for one := range strings.SplitSeq(list, ",") {
+		if one = strings.TrimSpace(one); one != "" && (one == p.Name || one == strconv.Itoa(int(p.Port))) {
+			return true
+		}
+	}
+	return false
 }
 
 // entrySources are the WorkloadEntries that the Service selects.

@@ -42,9 +42,13 @@ func marked(why string) []*corev3.SocketOption {
 		Value: &corev3.SocketOption_IntValue{IntValue: Mark}}}
 }
 
-// appCluster leads to the program, in plaintext, on loopback.
-func appCluster(in inbound, mark bool) *clusterv3.Cluster {
+// appCluster leads to the program, in plaintext, on loopback; with http also
+// by requests.
+func appCluster(in inbound, http, mark bool) *clusterv3.Cluster {
 	c := newCluster(in.cluster(), mark)
+	if http {
+		speakAsCaller(c)
+	}
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 	c.LoadAssignment = assignment(c.Name, []netip.AddrPort{in.app})
 	return c

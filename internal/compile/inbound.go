@@ -20,6 +20,8 @@ import (
 type inbound struct {
 	listen netip.AddrPort // explicit mode only
 	app    netip.AddrPort
+	// headers: HTTP is read, and the program told who calls.
+	headers bool
 }
 
 func (in inbound) cluster() string { return fmt.Sprintf("inbound|%d", in.app.Port()) }
@@ -49,6 +51,12 @@ func (p *proxy) readInbound(subject *nodev1.Subject, entry *nodev1.Entry, captur
 				return fault.New(fault.Invalid, "inbound listen %q: write address:port", d.Listen)
 			}
 		}
+		// What Services say is the port that callers connect to.
+		at := in.listen
+		if capture {
+			at = in.app
+		}
+		in.headers = slices.Contains(entry.IdentityHeaderPorts, uint32(at.Port()))
 		p.inbound = append(p.inbound, in)
 	}
 	slices.SortFunc(p.inbound, func(a, b inbound) int {
@@ -77,7 +85,7 @@ func (p *proxy) inboundChain(in inbound) *listenerv3.FilterChain {
 		Name:                          in.cluster(),
 		TransportSocket:               server(p.options.TrustDomain),
 		TransportSocketConnectTimeout: durationpb.New(handshakeTimeout),
-		Filters:                       tcpProxy(in.cluster(), in.cluster(), accesslog.Inbound, true),
+		Filters:                       inboundFilters(in),
 	}
 }
 
@@ -120,10 +128,19 @@ func (p *proxy) both(v4, v6 netip.Addr, port uint16) []netip.AddrPort {
 func (p *proxy) appClusters(b *resources, mark bool) {
 	done := map[string]bool{}
 	for _, in := range p.inbound {
-		if done[in.cluster()] {
-			continue
+		if !done[in.cluster()] {
+			done[in.cluster()] = true
+			b.add(TypeCluster, in.cluster(), appCluster(in, p.anyHeaders(in.app), mark))
 		}
-		done[in.cluster()] = true
-		b.add(TypeCluster, in.cluster(), appCluster(in, mark))
+		if in.headers && !done[in.inner()] {
+			done[in.inner()] = true
+			b.add(TypeCluster, in.inner(), innerCluster(in))
+			b.add(TypeListener, in.inner(), innerListener(in))
+		}
 	}
+}
+
+// anyHeaders reports whether a port of the program is reached by HTTP.
+func (p *proxy) anyHeaders(app netip.AddrPort) bool {
+	return slices.ContainsFunc(p.inbound, func(in inbound) bool { return in.app == app && in.headers })
 }

@@ -84,6 +84,12 @@ func TestA25A36A42EveryTLSContextIsStrict(t *testing.T) {
 		for _, r := range all {
 			switch m := message(t, r).(type) {
 			case *listenerv3.Listener:
+				if m.GetInternalListener() != nil {
+					if m.Address != nil || len(m.AdditionalAddresses) > 0 {
+						t.Errorf("%s: a listener within Envoy can be reached from outside", m.Name)
+					}
+					continue
+				}
 				for _, chain := range m.FilterChains {
 					if m.TrafficDirection != corev3.TrafficDirection_INBOUND || chain.Name == "nothing" {
 						continue
@@ -95,6 +101,14 @@ func TestA25A36A42EveryTLSContextIsStrict(t *testing.T) {
 				if strings.HasPrefix(m.Name, "inbound|") {
 					if a := m.LoadAssignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Address.GetSocketAddress().Address; a != "127.0.0.1" && a != "::1" {
 						t.Errorf("%s: plaintext leaves the machine, to %s", m.Name, a)
+					}
+					continue
+				}
+				if strings.HasPrefix(m.Name, "http|") {
+					for _, e := range m.LoadAssignment.Endpoints[0].LbEndpoints {
+						if e.GetEndpoint().Address.GetEnvoyInternalAddress().GetServerListenerName() != m.Name {
+							t.Errorf("%s: plaintext leaves Envoy", m.Name)
+						}
 					}
 					continue
 				}
@@ -121,7 +135,7 @@ func strictServer(t *testing.T, name string, chain *listenerv3.FilterChain) {
 		t.Errorf("%s: a handshake may take %s", name, d)
 	}
 	proxy := new(tcpproxyv3.TcpProxy)
-	if err := chain.Filters[0].GetTypedConfig().UnmarshalTo(proxy); err != nil {
+	if err := chain.Filters[len(chain.Filters)-1].GetTypedConfig().UnmarshalTo(proxy); err != nil {
 		t.Fatal(err)
 	}
 	if proxy.UpstreamConnectMode != tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE || proxy.MaxEarlyDataBytes == nil || proxy.MaxEarlyDataBytes.Value != 0 {

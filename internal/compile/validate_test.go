@@ -20,10 +20,12 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	internallistenerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/bootstrap/internal_listener/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/legation-io/legation/internal/accesslog"
 	"github.com/legation-io/legation/internal/distribute"
@@ -95,7 +97,13 @@ func (a *authority) secrets(t testing.TB, id string) []*tlsv3.Secret {
 // inline, endpoints in their clusters. All else stays as compiled.
 func static(t testing.TB, all []*distribute.Resource, secrets []*tlsv3.Secret) []byte {
 	t.Helper()
-	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{Secrets: secrets}}
+	runtime, err := structpb.NewStruct(map[string]any{"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false}) // as the agent's
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bootstrapv3.Bootstrap{LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
+		Name: "static", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: runtime}}}}, BootstrapExtensions: []*corev3.TypedExtensionConfig{{
+		Name: "envoy.bootstrap.internal_listener", TypedConfig: pack(&internallistenerv3.InternalListener{})}}, StaticResources: &bootstrapv3.Bootstrap_StaticResources{Secrets: secrets}}
 	endpoints := map[string]*endpointv3.ClusterLoadAssignment{}
 	for _, r := range all {
 		if m, ok := message(t, r).(*endpointv3.ClusterLoadAssignment); ok {
@@ -106,11 +114,15 @@ func static(t testing.TB, all []*distribute.Resource, secrets []*tlsv3.Secret) [
 		switch m := message(t, r).(type) {
 		case *listenerv3.Listener:
 			for _, chain := range m.FilterChains {
-				inline(t, chain.TransportSocket)
+				if chain.TransportSocket != nil {
+					inline(t, chain.TransportSocket)
+				}
 			}
 			b.StaticResources.Listeners = append(b.StaticResources.Listeners, m)
 		case *clusterv3.Cluster:
-			inline(t, m.TransportSocket)
+			if m.TransportSocket.GetName() == "envoy.transport_sockets.tls" {
+				inline(t, m.TransportSocket)
+			}
 			if m.EdsClusterConfig != nil {
 				m.EdsClusterConfig, m.LoadAssignment = nil, endpoints[m.Name]
 				m.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}

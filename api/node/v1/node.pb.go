@@ -1099,9 +1099,11 @@ type Entry struct {
 	// The identity is revoked: nothing is issued until lifted.
 	Blocked bool `protobuf:"varint,11,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	// Application ports of services this identity is an endpoint of.
-	Ports         []uint32 `protobuf:"varint,12,rep,packed,name=ports,proto3" json:"ports,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ports []uint32 `protobuf:"varint,12,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	// Those of ports behind which the program finds the caller in HTTP headers.
+	IdentityHeaderPorts []uint32 `protobuf:"varint,13,rep,packed,name=identity_header_ports,json=identityHeaderPorts,proto3" json:"identity_header_ports,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
@@ -1214,6 +1216,13 @@ func (x *Entry) GetBlocked() bool {
 func (x *Entry) GetPorts() []uint32 {
 	if x != nil {
 		return x.Ports
+	}
+	return nil
+}
+
+func (x *Entry) GetIdentityHeaderPorts() []uint32 {
+	if x != nil {
+		return x.IdentityHeaderPorts
 	}
 	return nil
 }
@@ -3828,7 +3837,7 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x12\n" +
 	"\x04body\x18\x05 \x01(\fR\x04body\x12\x18\n" +
 	"\aremoved\x18\x06 \x01(\bR\aremoved\"\b\n" +
-	"\x06Synced\"\xea\x02\n" +
+	"\x06Synced\"\x9e\x03\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1b\n" +
@@ -3842,7 +3851,8 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\x04hint\x18\n" +
 	" \x01(\tR\x04hint\x12\x18\n" +
 	"\ablocked\x18\v \x01(\bR\ablocked\x12\x14\n" +
-	"\x05ports\x18\f \x03(\rR\x05ports\"\xac\x01\n" +
+	"\x05ports\x18\f \x03(\rR\x05ports\x122\n" +
+	"\x15identity_header_ports\x18\r \x03(\rR\x13identityHeaderPorts\"\xac\x01\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
 	"\n" +

@@ -67,13 +67,24 @@ func Bootstrap(p BootstrapParams) ([]byte, error) {
 				"grpc_services": []object{{"envoy_grpc": object{"cluster_name": accesslog.Cluster, "retry_policy": reconnect}}},
 			},
 		},
+		// Listeners within Envoy: ports whose programs are told by headers who
+		// calls are served in two steps.
+		"bootstrap_extensions": []object{{
+			"name":         "envoy.bootstrap.internal_listener",
+			"typed_config": object{"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
+		}},
 		"stats_config":         stats,
 		"stats_flush_interval": "10s",
 		// A static layer only: with none given Envoy adds one that the admin
 		// interface can write. Which peers are workloads is a regular
 		// expression around the trust domain, whose name alone can be longer
 		// than the 100 instructions that Envoy allows by itself.
-		"layered_runtime": object{"layers": []object{{"name": "static", "static_layer": object{"re2.max_program_size.error_level": 1000}}}},
+		"layered_runtime": object{"layers": []object{{"name": "static", "static_layer": object{
+			"re2.max_program_size.error_level": 1000,
+			// A listener within Envoy that closes after its last answer is not a
+			// reset: the answer would be lost (Envoy 1.40, tried).
+			"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
+		}}}},
 		"overload_manager": object{"resource_monitors": []object{{
 			"name": "envoy.resource_monitors.global_downstream_max_connections",
 			"typed_config": object{
