@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/crypto/cryptobyte"
+	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // facts is what the checks need to know of one certificate, read once.
@@ -64,6 +66,9 @@ func factsOf(cert *x509.Certificate) (*facts, *Error) {
 	if n := cert.SerialNumber; n == nil || n.Sign() < 0 || n.BitLen() > 20*8-1 || n.Sign() == 0 && !f.selfIssued {
 		return nil, refuse(Malformed, cert, "its serial number is not a positive number of at most 20 octets")
 	}
+	if !validityForm(cert.RawTBSCertificate) {
+		return nil, refuse(Malformed, cert, "its validity is not written as RFC 5280 4.1.2.5 demands: UTCTime to 2049, GeneralizedTime after, in whole seconds, with Z")
+	}
 	if len(cert.RawIssuer) <= 2 {
 		return nil, refuse(Malformed, cert, "it has an empty issuer (RFC 5280 4.1.2.4)")
 	}
@@ -107,6 +112,32 @@ func factsOf(cert *x509.Certificate) (*facts, *Error) {
 		return nil, refuse(Malformed, cert, "its subject is empty, so its subject alternative name must be critical (RFC 5280 4.1.2.6)")
 	}
 	return f, nil
+}
+
+// validityForm looks at how the dates are written, which crypto/x509 reads in
+// other forms too (without seconds, with a time zone).
+func validityForm(tbs []byte) bool {
+	input := cryptobyte.String(tbs)
+	var seq, validity cryptobyte.String
+	if !input.ReadASN1(&seq, casn1.SEQUENCE) || !seq.SkipOptionalASN1(casn1.Tag(0).ContextSpecific().Constructed()) || // version
+		!seq.SkipASN1(casn1.INTEGER) || !seq.SkipASN1(casn1.SEQUENCE) || !seq.SkipASN1(casn1.SEQUENCE) || // serial, signature, issuer
+		!seq.ReadASN1(&validity, casn1.SEQUENCE) {
+		return false
+	}
+	for range 2 {
+		var at cryptobyte.String
+		var tag casn1.Tag
+		if !validity.ReadAnyASN1(&at, &tag) || len(at) == 0 || at[len(at)-1] != 'Z' {
+			return false
+		}
+		switch {
+		case tag == casn1.UTCTime && len(at) == len("060102150405Z"):
+		case tag == casn1.GeneralizedTime && len(at) == len("20060102150405Z") && string(at[:4]) >= "2050":
+		default:
+			return false
+		}
+	}
+	return validity.Empty()
 }
 
 // spiffeID returns the one URI name, as it stands in the certificate
@@ -171,6 +202,8 @@ func (f *facts) checkLeaf(usage Usage, now time.Time) *Error {
 		return refuse(BadUsage, c, "its key usage has keyCertSign or cRLSign (X.509-SVID 4.3)")
 	case f.constraints != nil:
 		return refuse(Malformed, c, "it has name constraints, which only CA certificates may have (RFC 5280 4.2.1.10)")
+	case c.BasicConstraintsValid && (c.MaxPathLen > 0 || c.MaxPathLenZero):
+		return refuse(Malformed, c, "it has a path length constraint and is no CA (RFC 5280 4.2.1.9)")
 	case f.hasEKU && len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0:
 		return refuse(BadUsage, c, "its extended key usage is empty (RFC 5280 4.2.1.12)")
 	}
