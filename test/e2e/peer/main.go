@@ -19,7 +19,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "peer serve LISTEN NAME | get URL | udp ADDRESS | watch SOCKET | exit CODE | signals")
+		fmt.Fprintln(os.Stderr, "peer serve LISTEN NAME | get URL | udp ADDRESS | watch SOCKET | exit CODE | signals | sdk-serve LISTEN SOCKET | sdk-get URL SOCKET ID | chain-serve LISTEN SOCKET NEXT-URL NEXT-ID")
 		os.Exit(2)
 	}
 	var err error
@@ -37,6 +37,12 @@ func main() {
 		os.Exit(code)
 	case "signals":
 		err = signals()
+	case "sdk-serve":
+		err = sdkServe(args[0], args[1])
+	case "sdk-get":
+		err = sdkGet(args[0], args[1], args[2])
+	case "chain-serve":
+		err = chainServe(args[0], args[1], args[2], args[3])
 	default:
 		err = fmt.Errorf("unknown command %q", os.Args[1])
 	}
