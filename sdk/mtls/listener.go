@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/legation-io/legation/sdk/internal/gate"
 )
 
 // Server performs the server's side of handshakes on connections that
@@ -44,11 +46,12 @@ func (s *Server) Open() int { return len(s.core.live.all()) }
 // Nothing is accepted before the first Accept.
 type Listener struct {
 	*Server
-	inner  net.Listener
+	inner  *gate.Listener
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	start  sync.Once
 	done   sync.WaitGroup // accepting, and handshakes
+	hands  sync.WaitGroup // handshakes, and who waits to be accepted
 	ready  chan *tls.Conn
 	failed chan struct{} // closed after err is set
 	err    error
@@ -82,7 +85,7 @@ func NewListener(inner net.Listener, config ServerConfig) (*Listener, error) {
 // Listener returns a Listener on what inner accepts. Several listeners may
 // share one Server.
 func (s *Server) Listener(inner net.Listener) *Listener {
-	l := &Listener{Server: s, inner: inner, ready: make(chan *tls.Conn), failed: make(chan struct{})}
+	l := &Listener{Server: s, inner: gate.New(inner), ready: make(chan *tls.Conn), failed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	l.close = sync.OnceValue(func() error {
 		l.cancel(net.ErrClosed)
@@ -102,16 +105,53 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.done.Add(1)
 		go l.accept()
 	})
-	select {
-	case c := <-l.ready:
-		return c, nil
-	case <-l.failed:
-		return nil, l.err
+	for {
+		select {
+		case c := <-l.ready:
+			if c != nil {
+				return c, nil
+			} // Drain asked who is here
+		case <-l.failed:
+			return nil, l.err
+		}
 	}
 }
 
 // Addr is the inner listener's.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
+
+// Drain lets nobody else in, and returns when all who had connected were
+// accepted, or failed; somebody must go on accepting. Close is still to be
+// called (http.Server.Shutdown does). sdk/drain uses it. The error is ctx's.
+func (l *Listener) Drain(ctx context.Context) error {
+	l.start.Do(func() { // nobody ever accepted
+		_ = l.inner.Close()
+		l.fail(net.ErrClosed)
+	})
+	select {
+	case <-l.failed:
+		return nil
+	default:
+	}
+	if err := l.inner.Drain(ctx); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	go func() { l.hands.Wait(); close(done) }() // ends with the last handshake
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	// Who took the last one has noted it when he comes back for more.
+	select {
+	case l.ready <- nil:
+	case <-l.failed:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
 
 // Close ends listening, ends handshakes under way and waits for all its
 // goroutines. Connections that were accepted stay open, and are still closed
@@ -137,6 +177,7 @@ func (l *Listener) accept() {
 		if err == nil {
 			pause = 0
 			l.done.Add(1)
+			l.hands.Add(1)
 			go l.serve(raw)
 			continue
 		}
@@ -161,6 +202,7 @@ func (l *Listener) accept() {
 
 func (l *Listener) serve(raw net.Conn) {
 	defer l.done.Done()
+	defer l.hands.Done()
 	c, err := l.core.handshake(l.ctx, raw, "", l.http.Load())
 	if err != nil {
 		return // Hooks know
