@@ -28,10 +28,11 @@ setup:
 demo: build envoy setup
 	@examples/feature-platform/demo.sh
 
-# Race detector on; three modules: the root, the SDK, the test peers.
+# Race detector on; four modules: the root, the SDK, an example that uses it, the test peers.
 test: build envoy setup
 	go test -race -timeout 20m ./...
 	cd sdk && go test -race -timeout 10m ./...
+	cd examples/model-service && go test -race -timeout 5m ./...
 	cd test && go test -race -count=1 -timeout 20m ./... # what it runs is no package it imports
 
 test-long: build envoy setup
@@ -45,8 +46,8 @@ bench: build envoy
 
 lint: tools/.bin/staticcheck
 	@unformatted=$$(git ls-files '*.go' | grep -v '\.pb\.go$$' | xargs gofmt -l); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
-	go vet ./... && (cd sdk && go vet ./...) && (cd test && go vet ./...)
-	tools/.bin/staticcheck ./... && (cd sdk && ../tools/.bin/staticcheck ./...)
+	go vet ./... && (cd sdk && go vet ./...) && (cd examples/model-service && go vet ./...) && (cd test && go vet ./...)
+	tools/.bin/staticcheck ./... && (cd sdk && ../tools/.bin/staticcheck ./...) && (cd examples/model-service && ../../tools/.bin/staticcheck ./...)
 
 tools/.bin/%: tools/go.mod tools/go.sum
 	cd tools && GOBIN=$(CURDIR)/tools/.bin go install tool

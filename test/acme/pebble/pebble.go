@@ -59,8 +59,8 @@ var binary struct {
 	err  error
 }
 
-// built returns the program, built once for a test binary.
-func built(t testing.TB) string {
+// Build returns the path of the program, built once for a test binary.
+func Build(t testing.TB) string {
 	t.Helper()
 	binary.Do(func() {
 		dir, err := os.MkdirTemp("", "pebble")
@@ -91,7 +91,7 @@ func RemoveBuilt() {
 // Start runs a Pebble until the test ends.
 func Start(t testing.TB, o Options) *Pebble {
 	t.Helper()
-	program := built(t)
+	program := Build(t)
 	dir := t.TempDir()
 	pool := serverPair(t, dir)
 	listen, manage := FreePort(t), FreePort(t)

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/legation-io/legation/sdk/acmecert"
+	"github.com/legation-io/legation/sdk/handshake"
+	"github.com/legation-io/legation/sdk/handshake/promhandshake"
+	"github.com/legation-io/legation/sdk/mtls"
+	"github.com/legation-io/legation/sdk/policy"
+	"github.com/legation-io/legation/sdk/propagation"
+	"github.com/legation-io/legation/sdk/workloadapi"
+
+	_ "github.com/legation-io/legation/sdk/aes256gcm" // TLS_AES_256_GCM_SHA384 and nothing else, in the whole process
+)
+
+// routes say what each request means to the policy.
+var routes = policy.MustRoutes(
+	policy.Route{Pattern: "GET /healthz", Operation: "health"},
+	policy.Route{Pattern: "GET /v1/models", Operation: "list"},
+	policy.Route{Pattern: "POST /v1/models/sentiment:predict", Operation: "predict", Type: "llm", Name: "sentiment"},
+	policy.Route{Pattern: "POST /v1/models/embed:predict", Operation: "predict", Type: "embedding", Name: "embed"},
+)
+
+// handler is the service itself; who calls is in the context.
+func handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", healthz)
+	mux.HandleFunc("GET /v1/models", list)
+	mux.HandleFunc("POST /v1/models/{call}", predict)
+	return mux
+}
+
+func healthz(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) }
+
+// public is what everybody may see.
+func public() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", healthz)
+	mux.HandleFunc("GET /v1/models", list)
+	return mux
+}
+
+// run serves until ctx ends, and then drains.
+func run(ctx context.Context, c config, log *slog.Logger) error {
+	registry := prometheus.NewRegistry()
+	waiting, cancel := context.WithTimeout(ctx, c.wait)
+	defer cancel()
+	source, err := workloadapi.Open(waiting, workloadapi.Config{Logger: log, Registerer: registry})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	keys, err := workloadapi.OpenJWTSource(waiting, workloadapi.Config{Logger: log})
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	own, _, err := source.Current()
+	if err != nil {
+		return err
+	}
+
+	engine := policy.NewEngine(policy.Config{Log: log, Registerer: registry, Probes: []policy.Probe{{
+		Name:  "health is open to the own trust domain",
+		Input: policy.Input{Identity: own.ID, Operation: "health", Request: policy.Request{Method: "GET", Path: "/healthz"}}, Allowed: true,
+	}}})
+	called, err := propagation.Server(policy.Handler(handler(), engine, routes), propagation.Config{
+		Identity: source, Keys: keys, Logger: log, Registerer: registry,
+	})
+	if err != nil {
+		return err
+	}
+	count, err := promhandshake.Hook(registry)
+	if err != nil {
+		return err
+	}
+	listener, err := mtls.Listen("tcp", c.listen, mtls.ServerConfig{
+		Source: source, Authorize: mtls.AuthorizeMemberOf(own.ID.TrustDomain()), Profile: mtls.Strict,
+		Revocation: c.revocation, NextProtos: mtls.HTTPProtos, Hooks: []handshake.Hook{count, logFailures(log)}, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	ports := []port{{"mTLS as " + own.ID.String(), listener, &http.Server{Handler: called}, listener.Serve}}
+	defer func() {
+		for _, p := range ports {
+			p.listener.Close() // those that serve are closed already
+		}
+	}()
+	if c.metrics != "" {
+		l, err := net.Listen("tcp", c.metrics)
+		if err != nil {
+			return fmt.Errorf("-metrics: %w", err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+		ports = append(ports, port{"metrics", l, &http.Server{Handler: mux}, func(s *http.Server) error { return s.Serve(l) }})
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if c.domain != "" {
+		manager, err := certificates(c, registry, log)
+		if err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", c.publicListen)
+		if err != nil {
+			return fmt.Errorf("-public-listen: %w", err)
+		}
+		errorLog := handshake.NewErrorLog(handshake.ErrorLogConfig{Logger: log})
+		server := &http.Server{Handler: public(), TLSConfig: errorLog.Observe(manager.TLSConfig()), ErrorLog: errorLog.Logger()}
+		ports = append(ports, port{"HTTPS for everybody as " + c.domain, l, server, func(s *http.Server) error { return s.ServeTLS(l, "", "") }})
+		group.Go(func() error { return manager.Run(ctx) })
+	}
+	group.Go(func() error {
+		if err := (policy.Directory{Path: c.policies}).Run(ctx, engine); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	for _, p := range ports {
+		p.server.ReadHeaderTimeout = 10 * time.Second
+		log.Info("serving", "what", p.what, "address", p.listener.Addr().String())
+		p.start(ctx, group, c.drain)
+	}
+	return group.Wait()
+}
+
+// certificates are the public ones, by ACME; the public port itself answers
+// the CA's questions (TLS-ALPN-01).
+func certificates(c config, registry prometheus.Registerer, log *slog.Logger) (*acmecert.Manager, error) {
+	folder, err := acmecert.OpenFolder(acmecert.FolderConfig{Path: c.acmeFolder, KeyFile: c.acmeKey})
+	if err != nil {
+		return nil, err
+	}
+	return acmecert.New(acmecert.Config{
+		Domains: []string{c.domain}, Email: c.email, TermsAgreed: c.terms, Directory: c.directory, RootCAs: c.directoryRoots,
+		Storage: folder, Challenges: []acmecert.Challenge{acmecert.TLSALPN01}, Logger: log, Registerer: registry,
+	})
+}
+
+// port is one address and the server behind it.
+type port struct {
+	what     string
+	listener net.Listener
+	server   *http.Server
+	serve    func(*http.Server) error
+}
+
+// start serves until ctx ends, and then gives the requests under way the time
+// of drain.
+func (p port) start(ctx context.Context, group *errgroup.Group, drain time.Duration) {
+	group.Go(func() error {
+		if err := p.serve(p.server); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("%s: %w", p.what, err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+		defer cancel()
+		if err := p.server.Shutdown(deadline); err != nil {
+			p.server.Close()
+			return fmt.Errorf("%s: requests were cut off after %s: %w", p.what, drain, err)
+		}
+		return nil
+	})
+}
+
+func logFailures(log *slog.Logger) handshake.Hook {
+	return func(ctx context.Context, e *handshake.Event) {
+		if e.Err != nil {
+			log.WarnContext(ctx, "handshake failed", "handshake", e.Err)
+		}
+	}
+}
