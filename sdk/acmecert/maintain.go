@@ -33,6 +33,8 @@ type domainState struct {
 	loadedPEM string // what certificate was made of
 	stapleEnd time.Time
 	revoked   string // serial that OCSP says is revoked
+	// revocations in a row, of one certificate after the other.
+	revocations int
 }
 
 const (
@@ -299,11 +301,7 @@ func (m *Manager) failed(ctx context.Context, d *domainState, err error) {
 		return
 	}
 	d.failures++
-	wait := longestBackoff
-	if doublings := min(d.failures-1, 30); m.config.RetryAfter < longestBackoff>>doublings {
-		wait = m.config.RetryAfter << doublings
-	}
-	at := now.Add(spread(wait))
+	at := now.Add(m.backoff(d.failures))
 	var limited *RateLimited
 	if errors.As(err, &limited) && limited.Until.After(at) {
 		at = limited.Until.Add(time.Duration(rand.Int64N(int64(time.Second))))
@@ -314,6 +312,15 @@ func (m *Manager) failed(ctx context.Context, d *domainState, err error) {
 		attrs = append(attrs, "still_shown_until", d.certificate.Leaf.NotAfter)
 	}
 	m.log.Error("no new certificate", attrs...)
+}
+
+// backoff is the wait after so many failures in a row.
+func (m *Manager) backoff(failures int) time.Duration {
+	wait := longestBackoff
+	if doublings := min(failures-1, 30); m.config.RetryAfter < longestBackoff>>doublings {
+		wait = m.config.RetryAfter << doublings
+	}
+	return spread(wait)
 }
 
 // spread takes up to a tenth off, so that many do not come at once.

@@ -225,7 +225,8 @@ func (m *Manager) show(name string, c *tls.Certificate) {
 		next.byName[k] = v
 	}
 	next.byName[name] = c
-	m.domains[name].certificate = c
+	d := m.domains[name]
+	d.certificate, d.renewAt = c, m.renewalTime(d, c.Leaf)
 	m.shown.Store(next)
 	close(old.changed)
 	m.metrics.notAfter.WithLabelValues(name).Set(float64(c.Leaf.NotAfter.Unix()))

@@ -150,6 +150,7 @@ func (m *Manager) staple(ctx context.Context, d *domainState) {
 	d.stapleEnd = response.NextUpdate
 	switch response.Status {
 	case ocsp.Good:
+		d.revocations = 0
 		if !bytes.Equal(der, c.OCSPStaple) {
 			m.restaple(d, der)
 		}
@@ -157,6 +158,9 @@ func (m *Manager) staple(ctx context.Context, d *domainState) {
 		m.log.Error("the CA has revoked the certificate: another with a new key is ordered", "domain", d.name, "serial", serial(c.Leaf), "revoked_at", response.RevokedAt)
 		d.revoked = serial(c.Leaf)
 		m.restaple(d, nil)
+		if d.revocations++; d.revocations > 1 { // a CA that revokes what it issues is not asked without pause
+			m.note(d, func() { d.nextTry = now.Add(m.backoff(d.revocations - 1)) })
+		}
 	default:
 		m.restaple(d, nil)
 	}

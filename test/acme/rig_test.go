@@ -34,9 +34,6 @@ type site struct {
 	https   net.Listener
 	Manager *acmecert.Manager
 	Log     *logBuffer
-
-	mu      sync.Mutex
-	handler http.Handler
 }
 
 type logBuffer struct {
