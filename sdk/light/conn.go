@@ -46,7 +46,6 @@ type conn struct {
 	settled bool         // the peer's SETTINGS came
 
 	consumed   int // on the connection, not returned to the peer yet
-	window     int // what the peer may still send
 	sendWindow int // what we may still send
 	peerWindow int // what a new stream of ours may send
 }
@@ -57,7 +56,6 @@ type stream struct {
 	begun      bool // the response's headers came
 	ended      bool
 	consumed   int
-	window     int
 	sendWindow int
 
 	prefix  [5]byte // of the message that is being read
@@ -86,7 +84,7 @@ func newConn(rw io.ReadWriter, maxMessage int) (*conn, error) {
 	}
 	c := &conn{
 		rw: rw, maxMessage: maxMessage, in: in, buf: in.Bytes(), streams: map[uint32]*stream{}, nextID: 1,
-		fields: hpack.NewDecoder(4096, nil), window: connWindow, sendWindow: defaultWindow, peerWindow: defaultWindow,
+		fields: hpack.NewDecoder(4096, nil), sendWindow: defaultWindow, peerWindow: defaultWindow,
 	}
 	c.fields.SetMaxStringLength(maxHeaderText)
 	c.out = append(c.out, preface...)
@@ -115,7 +113,7 @@ func (c *conn) close() {
 // call begins a call with one message; more says that others follow. Nothing
 // is sent before flush.
 func (c *conn) call(path string, message []byte, more bool) (*stream, error) {
-	s := &stream{id: c.nextID, window: connWindow, sendWindow: c.peerWindow}
+	s := &stream{id: c.nextID, sendWindow: c.peerWindow}
 	c.nextID += 2
 	c.streams[s.id] = s
 	var block []byte
@@ -430,13 +428,11 @@ func (c *conn) data(f *frame) error {
 	if f.stream == 0 {
 		return protocolError("data of no stream (RFC 9113 6.1)")
 	}
-	size := len(f.payload) // padding counts, RFC 9113 6.9.1
-	if c.window -= size; c.window < 0 {
-		return protocolError("more data than the connection's window allows (RFC 9113 6.9.1)")
-	}
+	// All data is consumed as it comes, so that windows are returned before
+	// they are used up. Padding counts, RFC 9113 6.9.1.
+	size := len(f.payload)
 	if c.consumed += size; c.consumed >= connWindow/4 {
 		c.out = appendWindowUpdate(c.out, 0, c.consumed)
-		c.window += c.consumed
 		c.consumed = 0
 	}
 	payload, err := f.unpadded()
@@ -453,12 +449,8 @@ func (c *conn) data(f *frame) error {
 	if !s.begun {
 		return protocolError("data before headers (RFC 9113 8.1)")
 	}
-	if s.window -= size; s.window < 0 {
-		return protocolError("more data than the stream's window allows (RFC 9113 6.9.1)")
-	}
 	if s.consumed += size; s.consumed >= connWindow/4 && !f.has(flagEndStream) {
 		c.out = appendWindowUpdate(c.out, s.id, s.consumed)
-		s.window += s.consumed
 		s.consumed = 0
 	}
 	if err := c.messages(s, payload); err != nil {

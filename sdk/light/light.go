@@ -186,7 +186,8 @@ func FetchSizes(ctx context.Context, c Config) (*identity.Snapshot, Sizes, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	s, err := open(ctx, &c)
+	var sizes Sizes
+	s, err := open(ctx, &c, func(weight Sizes) { sizes = weight })
 	if err != nil {
 		return fail(err)
 	}
@@ -196,7 +197,7 @@ func FetchSizes(ctx context.Context, c Config) (*identity.Snapshot, Sizes, error
 	for {
 		snapshot, _, pending := h.Current()
 		if pending == nil {
-			return snapshot, s.sizes, nil
+			return snapshot, sizes, nil
 		}
 		st := h.Status()
 		if st.State == holder.NoIdentity || st.State == holder.Malformed {

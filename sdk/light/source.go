@@ -150,7 +150,7 @@ func (s *Source) wait(ctx context.Context, d time.Duration) bool {
 
 // subscribe reads one connection to its end.
 func (s *Source) subscribe(ctx context.Context, retry *holder.Retry) error {
-	sub, err := open(ctx, &s.c)
+	sub, err := open(ctx, &s.c, func(sizes Sizes) { s.sizes.Store(&sizes) })
 	if err != nil {
 		return err
 	}
@@ -177,8 +177,6 @@ func (s *Source) subscribe(ctx context.Context, retry *holder.Retry) error {
 		}
 		if sub.answers > before {
 			retry.Reset()
-			sizes := sub.sizes
-			s.sizes.Store(&sizes)
 		}
 	}
 }

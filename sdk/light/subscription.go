@@ -17,10 +17,10 @@ type subscription struct {
 	stop func() bool
 
 	main    *stream
-	sds     *secrets // nil with the Workload API
-	answers int      // good, bad, or not whole
-	sizes   Sizes
-	wire    int // bytes of SDS responses since the last answer
+	sds     *secrets    // nil with the Workload API
+	answers int         // good, bad, or not whole
+	weighed func(Sizes) // told of each good answer before it is taken
+	wire    int         // bytes of SDS responses since the last answer
 
 	revocations *stream   // nil while there is no such call
 	reopen      time.Time // when to try again; zero: not
@@ -28,7 +28,7 @@ type subscription struct {
 }
 
 // open connects and asks, in one write. The end of ctx ends the connection.
-func open(ctx context.Context, c *Config) (*subscription, error) {
+func open(ctx context.Context, c *Config, weighed func(Sizes)) (*subscription, error) {
 	network, address, err := target(c.Addr)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func open(ctx context.Context, c *Config) (*subscription, error) {
 		nc.Close()
 		return nil, err
 	}
-	s := &subscription{c: c, nc: nc, h2: h2, retry: holder.Retry{Backoff: c.Backoff}}
+	s := &subscription{c: c, nc: nc, h2: h2, weighed: weighed, retry: holder.Retry{Backoff: c.Backoff}}
 	s.stop = context.AfterFunc(ctx, func() { nc.Close() })
 	if err := s.ask(); err != nil {
 		s.close()
@@ -130,7 +130,7 @@ func (s *subscription) identity(h *holder.Holder, message []byte) error {
 		h.Became(holder.Malformed, err)
 		return nil
 	}
-	s.sizes = sizes
+	s.weighed(sizes)
 	h.Updated(answer)
 	return nil
 }
