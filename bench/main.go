@@ -43,6 +43,7 @@ var measurements = []measurement{
 	{"fleet", fleet},
 	{"pairs", pairs},
 	{"hops", hops},
+	{"tokens", tokenCosts},
 }
 
 // run is what measurements share.

@@ -24,4 +24,6 @@ const AnnotationSPIFFEIDs = "legation.io/spiffe-ids"
 // workload-id from the certificate that the caller's connection was verified
 // with, and removes whatever the caller sent under these names and as
 // x-forwarded-client-cert. A connection that is not HTTP is answered 400 there.
+// Connections that were open before the annotation stay as they were until
+// Envoy has drained them, ten minutes at most.
 const AnnotationIdentityHeaders = "legation.io/identity-headers"
