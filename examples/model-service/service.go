@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,9 +10,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/legation-io/legation/sdk/acmecert"
+	"github.com/legation-io/legation/sdk/drain"
 	"github.com/legation-io/legation/sdk/handshake"
 	"github.com/legation-io/legation/sdk/handshake/promhandshake"
 	"github.com/legation-io/legation/sdk/mtls"
@@ -51,7 +50,7 @@ func public() http.Handler {
 	return mux
 }
 
-// run serves until ctx ends, and then drains.
+// run serves until a signal says to drain.
 func run(ctx context.Context, c config, log *slog.Logger) error {
 	registry := prometheus.NewRegistry()
 	waiting, cancel := context.WithTimeout(ctx, c.wait)
@@ -92,22 +91,28 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	ports := []port{{"mTLS as " + own.ID.String(), listener, &http.Server{Handler: called}, listener.Serve}}
-	defer func() {
-		for _, p := range ports {
-			p.listener.Close() // those that serve are closed already
-		}
-	}()
+	parts := []drain.Part{
+		drain.HTTP(&http.Server{Handler: called, ReadHeaderTimeout: headerTimeout}, listener),
+		drain.Background("policy", func(ctx context.Context) error {
+			if err := (policy.Directory{Path: c.policies}).Run(ctx, engine); ctx.Err() == nil {
+				return err
+			}
+			return nil
+		}),
+	}
+	log.Info("serving", "what", "mTLS as "+own.ID.String(), "address", listener.Addr().String())
+	defer listener.Close() // in vain, unless something below fails
 	if c.metrics != "" {
 		l, err := net.Listen("tcp", c.metrics)
 		if err != nil {
 			return fmt.Errorf("-metrics: %w", err)
 		}
+		defer l.Close()
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-		ports = append(ports, port{"metrics", l, &http.Server{Handler: mux}, func(s *http.Server) error { return s.Serve(l) }})
+		parts = append(parts, drain.HTTP(&http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}, l))
+		log.Info("serving", "what", "metrics", "address", l.Addr().String())
 	}
-	group, ctx := errgroup.WithContext(ctx)
 	if c.domain != "" {
 		manager, err := certificates(c, registry, log)
 		if err != nil {
@@ -117,24 +122,16 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		if err != nil {
 			return fmt.Errorf("-public-listen: %w", err)
 		}
+		defer l.Close()
 		errorLog := handshake.NewErrorLog(handshake.ErrorLogConfig{Logger: log})
-		server := &http.Server{Handler: public(), TLSConfig: errorLog.Observe(manager.TLSConfig()), ErrorLog: errorLog.Logger()}
-		ports = append(ports, port{"HTTPS for everybody as " + c.domain, l, server, func(s *http.Server) error { return s.ServeTLS(l, "", "") }})
-		group.Go(func() error { return manager.Run(ctx) })
+		server := &http.Server{Handler: public(), TLSConfig: errorLog.Observe(manager.TLSConfig()), ErrorLog: errorLog.Logger(), ReadHeaderTimeout: headerTimeout}
+		parts = append(parts, drain.HTTP(server, l), drain.Background("certificates", manager.Run))
+		log.Info("serving", "what", "HTTPS for everybody as "+c.domain, "address", l.Addr().String())
 	}
-	group.Go(func() error {
-		if err := (policy.Directory{Path: c.policies}).Run(ctx, engine); ctx.Err() == nil {
-			return err
-		}
-		return nil
-	})
-	for _, p := range ports {
-		p.server.ReadHeaderTimeout = 10 * time.Second
-		log.Info("serving", "what", p.what, "address", p.listener.Addr().String())
-		p.start(ctx, group, c.drain)
-	}
-	return group.Wait()
+	return drain.Run(ctx, drain.Config{Deadline: c.drain, Logger: log}, parts...)
 }
+
+const headerTimeout = 10 * time.Second
 
 // certificates are the public ones, by ACME; the public port itself answers
 // the CA's questions (TLS-ALPN-01).
@@ -146,35 +143,6 @@ func certificates(c config, registry prometheus.Registerer, log *slog.Logger) (*
 	return acmecert.New(acmecert.Config{
 		Domains: []string{c.domain}, Email: c.email, TermsAgreed: c.terms, Directory: c.directory, RootCAs: c.directoryRoots,
 		Storage: folder, Challenges: []acmecert.Challenge{acmecert.TLSALPN01}, Logger: log, Registerer: registry,
-	})
-}
-
-// port is one address and the server behind it.
-type port struct {
-	what     string
-	listener net.Listener
-	server   *http.Server
-	serve    func(*http.Server) error
-}
-
-// start serves until ctx ends, and then gives the requests under way the time
-// of drain.
-func (p port) start(ctx context.Context, group *errgroup.Group, drain time.Duration) {
-	group.Go(func() error {
-		if err := p.serve(p.server); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("%s: %w", p.what, err)
-		}
-		return nil
-	})
-	group.Go(func() error {
-		<-ctx.Done()
-		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
-		defer cancel()
-		if err := p.server.Shutdown(deadline); err != nil {
-			p.server.Close()
-			return fmt.Errorf("%s: requests were cut off after %s: %w", p.what, drain, err)
-		}
-		return nil
 	})
 }
 

@@ -20,7 +20,8 @@ import (
 // Config is how an Engine decides. The zero value is safe.
 type Config struct {
 	// Deadline bounds one evaluation of one policy; what takes longer is a
-	// denial. Default 10 ms. A policy is asked within it also when it is
+	// denial. Default 100 ms: it bounds what a policy costs, and must not be hit
+	// by a machine that is merely busy. A policy is asked within it also when it is
 	// loaded. A single built-in function is not interrupted; the allow-list
 	// holds only those whose cost their arguments bound.
 	Deadline time.Duration
@@ -89,7 +90,7 @@ type state struct {
 // NewEngine returns an Engine without policies.
 func NewEngine(c Config) *Engine {
 	if c.Deadline <= 0 {
-		c.Deadline = 10 * time.Millisecond
+		c.Deadline = 100 * time.Millisecond
 	}
 	if c.SlowShare <= 0 {
 		c.SlowShare = 0.1
