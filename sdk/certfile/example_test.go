@@ -12,8 +12,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/legation-io/legation/sdk/certfile"
+	"github.com/legation-io/legation/sdk/chaincheck"
+	"github.com/legation-io/legation/sdk/drain"
 	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/mtls"
 )
 
 // An HTTPS server that takes a new certificate without a restart.
@@ -75,6 +80,31 @@ func ExampleSource_Reload() {
 	// Output:
 	// true true
 	// CN=good <nil>
+}
+
+// A service with mutual TLS whose SVID and bundle another program writes to
+// files (spiffe-helper, a CSI driver), ended by SIGTERM without losing a request.
+func Example_mutualTLS() {
+	run := func(ctx context.Context, dir string, handler http.Handler) error {
+		files, err := certfile.New(certfile.Config{
+			Certificate: filepath.Join(dir, "svid.pem"), Key: filepath.Join(dir, "svid_key.pem"), Bundle: filepath.Join(dir, "bundle.pem"),
+		})
+		if err != nil {
+			return err
+		}
+		listener, err := mtls.Listen("tcp", ":8443", mtls.ServerConfig{
+			Source:     files,
+			Authorize:  mtls.AuthorizeMemberOf(spiffeid.RequireTrustDomainFromString("example.org")),
+			Revocation: chaincheck.Prefer, // there are no CRL files
+		})
+		if err != nil {
+			return err
+		}
+		return drain.Run(ctx, drain.Config{Reload: []func() error{files.Reload}},
+			drain.HTTP(&http.Server{Handler: handler}, listener), drain.Background("certificate files", files.Run))
+	}
+	fmt.Println(run(context.Background(), "/run/no/such/folder", http.NotFoundHandler()))
+	// Output: /run/no/such/folder/svid.pem does not exist: stat /run/no/such/folder/svid.pem: no such file or directory
 }
 
 // Files that something else writes, perhaps later.

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +31,68 @@ func revocationList(t *testing.T, a *pkitest.Authority) []byte {
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, a.Cert, a.Key)
 	try(t, err)
 	return der
+}
+
+func TestKindsOfKeysAsOpenSSLWritesThem(t *testing.T) {
+	domain := pkitest.New(t, "example.org", nil)
+	dir := t.TempDir()
+	for name, args := range map[string][]string{
+		"P-256 PKCS #8":  {"genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"},
+		"P-384 SEC 1":    {"ecparam", "-name", "secp384r1", "-genkey"}, // with EC PARAMETERS before it
+		"RSA PKCS #8":    {"genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"},
+		"RSA PKCS #1":    {"genrsa", "-traditional", "2048"},
+		"Ed25519":        {"genpkey", "-algorithm", "ED25519"},
+		"RSA, CRLF ends": {"genrsa", "2048"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, err := exec.Command("openssl", args...).Output()
+			try(t, err)
+			if strings.Contains(name, "CRLF") {
+				raw = []byte(strings.ReplaceAll(string(raw), "\n", "\r\n"))
+			}
+			key, err := privateKey(raw)
+			try(t, err)
+			c := domain.Issue("/web", nil) // its names, another's key
+			der, err := x509.CreateCertificate(rand.Reader, c.Leaf, domain.Issuing().Cert, key.Public(), domain.Issuing().Key)
+			try(t, err)
+			write(t, filepath.Join(dir, "tls.key"), raw)
+			write(t, filepath.Join(dir, "tls.crt"), append([]byte("Bag Attributes\n    friendlyName: web\n"), certPEM(&tls.Certificate{Certificate: [][]byte{der}})...))
+			if _, err := New(Config{Certificate: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), Logger: new(lines).logger()}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if _, err := privateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: x25519(t)})); err == nil || !strings.Contains(err.Error(), "no signatures") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestKeyBytesAreWiped(t *testing.T) {
+	f := &folder{t: t, domain: pkitest.New(t, "example.org", nil), dir: t.TempDir()}
+	c := f.issue()
+	f.put(c)
+	s, err := New(Config{Certificate: f.path("tls.crt"), Key: f.path("tls.key"), Logger: f.log.logger()})
+	try(t, err)
+	set, err := s.load()
+	try(t, err)
+	file := set.bytes(f.path("tls.key")) // small enough to stay mapped after it is closed
+	all, err := blocks(file)
+	try(t, err)
+	buffer, der, err := all[0].secret()
+	try(t, err)
+	if key, err := x509.ParsePKCS8PrivateKey(der); err != nil || key == nil {
+		t.Fatal(err)
+	}
+	buffer.Close()
+	set.wipe()
+	for what, b := range map[string][]byte{"the file": file, "the decoded key": der} {
+		if len(b) > 256 || len(b) < 100 {
+			t.Fatalf("%s has %d bytes", what, len(b))
+		}
+		if !bytes.Equal(b, make([]byte, len(b))) {
+			t.Errorf("%s is still in memory", what)
+		}
+	}
 }
 
 // Parsers that look for the next boundary from every place take hours for a

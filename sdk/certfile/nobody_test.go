@@ -31,6 +31,30 @@ func asNobody(t *testing.T, f func()) {
 	f()
 }
 
+func TestPermissions(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test must run as root, to become another user for a moment")
+	}
+	f, first := newFolder(t, nil)
+	// Root may read everything, so that a reload is made as nobody.
+	asNobody(t, func() {
+		if err := f.source.Reload(); err == nil || !strings.Contains(err.Error(), "may not be read") {
+			t.Errorf("%v", err)
+		}
+	})
+	if got, err := f.source.GetCertificate(nil); err != nil || !got.Leaf.Equal(first.Leaf) {
+		t.Errorf("the old one is gone: %v", err)
+	}
+	// A change of mode is an event.
+	try(t, os.Chmod(f.path("tls.key"), 0o644))
+	f.until("the mode is warned of", func() bool { return strings.Contains(f.log.String(), "mode=0644") })
+	f.serves(first)
+	try(t, f.source.Reload())
+	if n := strings.Count(f.log.String(), "everybody on this machine may read the private key"); n != 1 {
+		t.Errorf("warned %d times", n)
+	}
+}
+
 // TestWithoutInotify runs itself in a user namespace that may have no inotify
 // instance, which is what an exhausted limit looks like.
 func TestWithoutInotify(t *testing.T) {

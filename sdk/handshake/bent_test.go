@@ -3,8 +3,11 @@ package handshake
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
@@ -60,3 +63,24 @@ func extension(oid string) pkix.Extension {
 type deaf struct{ net.Conn }
 
 func (d deaf) Read([]byte) (int, error) { d.Close(); return 0, io.EOF }
+
+func withCriticalExtension(c *x509.Certificate) {
+	c.ExtraExtensions = append(c.ExtraExtensions, extension("1.2.3.4.5"))
+}
+
+func repeat(der []byte, n int) [][]byte {
+	chain := make([][]byte, n)
+	for i := range chain {
+		chain[i] = der
+	}
+	return chain
+}
+
+func mustKey(t testing.TB) crypto.Signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
