@@ -53,7 +53,16 @@ func (c *Catalog) applyAll(ctx context.Context, p ApplyParams) ([]*adminv1.Appli
 		return nil, nil, err
 	}
 	problems = append(problems, twice(resources)...)
+	policies := 0
 	for _, d := range resources {
+		if d.kind == kindPolicy {
+			if policies++; policies > maxPoliciesPerApply {
+				return nil, nil, fault.New(fault.Limited, "more than %d policies at once: apply them in parts", maxPoliciesPerApply)
+			}
+		}
+		if err := ctx.Err(); err != nil { // policies are compiled
+			return nil, nil, fault.New(fault.Unavailable, "check the resources: %w", err)
+		}
 		problems = append(problems, check(c.trustDomain, d)...)
 	}
 	if len(problems) > 0 {

@@ -22,11 +22,12 @@ type builder struct {
 	entries    map[string]bool     // names whose ports may have changed
 	moved      map[string][]string // nodes that identities were on before
 	changed    map[string]bool     // services that differ now
+	policies   map[string]bool     // policies that differ now
 }
 
 func newBuilder(from *Snapshot) *builder {
 	return &builder{trustDomain: from.TrustDomain, next: from.copy(), identities: map[string]bool{},
-		services: map[string]bool{}, entries: map[string]bool{}, moved: map[string][]string{}, changed: map[string]bool{}}
+		services: map[string]bool{}, entries: map[string]bool{}, moved: map[string][]string{}, changed: map[string]bool{}, policies: map[string]bool{}}
 }
 
 // put replaces one object; a nil object removes it.
@@ -55,6 +56,10 @@ func (b *builder) put(id string, o *object) {
 			b.indexEntry(x, present)
 		case kindEndpointSlice:
 			b.indexSlice(x, present)
+		case kindPolicy:
+			p := newPolicy(x)
+			b.policies[p.Name] = true
+			index(b.next.policies, p.Name, p, present)
 		}
 	}
 }

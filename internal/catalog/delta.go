@@ -14,6 +14,8 @@ type Delta struct {
 	Entries []EntryChange
 	// Services that came, went or differ: "<namespace>/<name>", sorted.
 	Services []string
+	// Policies that came, went or differ: "<namespace>/<name>", sorted.
+	Policies []string
 }
 
 // EntryChange names an entry and the nodes whose view of it may differ:
@@ -57,12 +59,12 @@ func (b *builder) delta() *Delta {
 			nodes[name] = append(nodes[name], i.Node)
 		}
 	}
-	return newDelta(nodes, b.changed)
+	return newDelta(nodes, b.changed, b.policies)
 }
 
 // merge is the sum of changes, in any order.
 func merge(changes ...*Delta) *Delta {
-	nodes, services := map[string][]string{}, map[string]bool{}
+	nodes, services, policies := map[string][]string{}, map[string]bool{}, map[string]bool{}
 	for _, d := range changes {
 		for _, e := range d.Entries {
 			nodes[e.Name] = append(nodes[e.Name], e.Nodes...)
@@ -70,12 +72,15 @@ func merge(changes ...*Delta) *Delta {
 		for _, s := range d.Services {
 			services[s] = true
 		}
+		for _, p := range d.Policies {
+			policies[p] = true
+		}
 	}
-	return newDelta(nodes, services)
+	return newDelta(nodes, services, policies)
 }
 
-func newDelta(nodes map[string][]string, services map[string]bool) *Delta {
-	d := &Delta{Services: sortedKeys(services)}
+func newDelta(nodes map[string][]string, services, policies map[string]bool) *Delta {
+	d := &Delta{Services: sortedKeys(services), Policies: sortedKeys(policies)}
 	for _, name := range sortedKeys(nodes) {
 		slices.Sort(nodes[name])
 		d.Entries = append(d.Entries, EntryChange{Name: name, Nodes: slices.Compact(nodes[name])})
@@ -86,7 +91,7 @@ func newDelta(nodes map[string][]string, services map[string]bool) *Delta {
 // diff compares two snapshots value by value; it costs their size.
 func diff(from, to *Snapshot) *Delta {
 	nodes := map[string][]string{}
-	services := map[string]bool{}
+	services, policies := map[string]bool{}, map[string]bool{}
 	compare := func(a, b *Snapshot) {
 		a.identities.under("", func(name string, i *Identity) bool {
 			if other, ok := b.identities.get(name); !ok || other != i {
@@ -100,10 +105,16 @@ func diff(from, to *Snapshot) *Delta {
 			}
 			return true
 		})
+		a.policies.under("", func(name string, p *Policy) bool {
+			if other, ok := b.policies.get(name); !ok || other != p {
+				policies[name] = true
+			}
+			return true
+		})
 	}
 	compare(from, to)
 	compare(to, from)
-	return newDelta(nodes, services)
+	return newDelta(nodes, services, policies)
 }
 
 // changeLog keeps the last changes, so that a consumer that is a little

@@ -24,6 +24,7 @@ type declared struct {
 	lines  map[string]int // by path, e.g. "spec.selectors[0]"
 	line   int            // where the resource starts
 	broken []string       // paths about which something was said already
+	stored bool           // read from the store, not from a person
 }
 
 // silent reports whether a problem at path follows from one that was told.

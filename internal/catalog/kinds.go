@@ -51,11 +51,17 @@ var (
 		make:    func() metav1.Object { return new(discoveryv1.EndpointSlice) },
 		check:   func(c *checker, o metav1.Object) { c.endpointSlice(o.(*discoveryv1.EndpointSlice)) },
 	}
+	kindPolicy = &kind{
+		name: "Policy", plural: "policies", apiVersion: v1alpha1.APIVersion,
+		aliases: []string{"policy", "pol"},
+		make:    func() metav1.Object { return new(v1alpha1.Policy) },
+		check:   func(c *checker, o metav1.Object) { c.policy(o.(*v1alpha1.Policy)) },
+	}
 	kinds []*kind
 )
 
 func init() {
-	kinds = []*kind{kindIdentity, kindWorkloadEntry, kindService, kindEndpointSlice}
+	kinds = []*kind{kindIdentity, kindWorkloadEntry, kindService, kindEndpointSlice, kindPolicy}
 }
 
 // Kinds are the names of all declared kinds.

@@ -73,7 +73,7 @@ func parse(td spiffeid.TrustDomain, key store.Key, kv store.KV) (*object, error)
 	if err = errors.Join(append(mistakes, err)...); err != nil {
 		return nil, err
 	}
-	d := &declared{kind: k, object: typed}
+	d := &declared{kind: k, object: typed, stored: true}
 	if problems := check(td, d); len(problems) > 0 {
 		sentences := make([]string, len(problems))
 		for i, p := range problems {

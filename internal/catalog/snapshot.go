@@ -40,6 +40,7 @@ type Snapshot struct {
 	servicesByLabel tree[*object]  // <namespace> 0 <first k=v of the selector> 0 <name>
 	slicesByService tree[*object]  // <namespace>/<service> 0 <name>
 	servicesByRef   tree[struct{}] // <namespace>/<identity> 0 <service>
+	policies        tree[*Policy]  // <namespace>/<name>
 
 	copying      sync.Mutex // a tree must not be copied twice at once
 	servicesMemo *Memo      // carried from snapshot to snapshot while no service changes
@@ -59,7 +60,7 @@ func newSnapshot(td spiffeid.TrustDomain) *Snapshot {
 		identities: newTree[*Identity](), byNode: newTree[*Identity](), byID: newTree[*Identity](), patterns: newTree[*Identity](),
 		services: newTree[*Service](), servicesFor: newTree[*Service](), bySDSName: newTree[*Identity](), byAddress: newTree[*Service](), counts: newTree[int](),
 		entriesByLabel:  newTree[*object](),
-		servicesByLabel: newTree[*object](), slicesByService: newTree[*object](), servicesByRef: newTree[struct{}](),
+		servicesByLabel: newTree[*object](), slicesByService: newTree[*object](), servicesByRef: newTree[struct{}](), policies: newTree[*Policy](),
 	}
 }
 
@@ -73,7 +74,7 @@ func (s *Snapshot) copy() *Snapshot {
 		identities: s.identities.copy(), byNode: s.byNode.copy(), byID: s.byID.copy(), patterns: s.patterns.copy(),
 		services: s.services.copy(), servicesFor: s.servicesFor.copy(), bySDSName: s.bySDSName.copy(), byAddress: s.byAddress.copy(), counts: s.counts.copy(),
 		entriesByLabel:  s.entriesByLabel.copy(),
-		servicesByLabel: s.servicesByLabel.copy(), slicesByService: s.slicesByService.copy(), servicesByRef: s.servicesByRef.copy(),
+		servicesByLabel: s.servicesByLabel.copy(), slicesByService: s.slicesByService.copy(), servicesByRef: s.servicesByRef.copy(), policies: s.policies.copy(),
 	}
 }
 

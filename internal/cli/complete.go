@@ -19,7 +19,7 @@ const (
 	completeAtMost = 500
 )
 
-var kinds = []string{"workloadidentities", "services", "endpointslices", "workloadentries", "all"}
+var kinds = []string{"workloadidentities", "services", "endpointslices", "workloadentries", "policies", "all"}
 
 // ask collects names from the control plane.
 func (o *options) ask(c *cobra.Command, typed string, f func(context.Context, adminv1.AdminClient) ([]string, error)) ([]string, cobra.ShellCompDirective) {

@@ -25,6 +25,8 @@ const (
 	TypeEndpoint = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	// TypeEntry is a registration entry on the trust stream.
 	TypeEntry = "entry"
+	// TypePolicy is a declared policy on the trust stream.
+	TypePolicy = "policy"
 )
 
 // Ports and mark of capture (design, section 5).

@@ -3,6 +3,7 @@ package compile
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -18,7 +19,7 @@ func random(r *rand.Rand) (content string) {
 	n := r.IntN(3)
 	node := []string{"web-1", "web-2", "'*'"}[r.IntN(3)]
 	id := []string{"", fmt.Sprintf("spiffeID: 'spiffe://example.org/ns/%s/node/{node}/%d', ", ns, n)}[r.IntN(2)]
-	switch r.IntN(4) {
+	switch r.IntN(5) {
 	case 0:
 		return fmt.Sprintf("apiVersion: legation.io/v1alpha1\nkind: WorkloadIdentity\nmetadata: {name: i%d, namespace: %s}\nspec: {%snode: %s, selectors: ['unix:uid:%d'], ttl: %dh}\n", n, ns, id, node, n, 1+r.IntN(3))
 	case 1:
@@ -29,6 +30,14 @@ func random(r *rand.Rand) (content string) {
 		return fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: s%d, namespace: %s}\nspec: {selector: {app: x%d}, ports: [{port: %d}]%s}\n", n, ns, r.IntN(3), 80+r.IntN(2), ip)
 	case 2:
 		return fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: w%d, namespace: %s}\nspec: {address: 10.0.0.%d, labels: {app: x%d, tier: y}, serviceAccount: i%d}\n", n, ns, 1+r.IntN(4), r.IntN(3), r.IntN(3))
+	}
+	if r.IntN(2) == 0 {
+		space := []string{ns, "legation-system"}[r.IntN(2)]
+		subject := []string{"", "subjects: ['spiffe://example.org/ns/a/**'], ", fmt.Sprintf("subjects: ['spiffe://example.org/ns/%s/sa/i%d'], ", ns, n)}[r.IntN(3)]
+		if space == "b" && strings.Contains(subject, "/a/") {
+			subject = ""
+		}
+		return fmt.Sprintf("apiVersion: legation.io/v1alpha1\nkind: Policy\nmetadata: {name: p%d, namespace: %s}\nspec: {%squery: data.a%d, modules: {a.rego: \"package a%d\"}, data: {a0: true, a1: true}}\n", n, space, subject, r.IntN(2), r.IntN(2))
 	}
 	return fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e%d, namespace: %s, labels: {kubernetes.io/service-name: s%d}}\naddressType: IPv4\nports: [{port: 8080}]\nendpoints: [{addresses: [10.0.1.%d], nodeName: web-%d, targetRef: {kind: WorkloadIdentity, name: i%d}}]\n",
 		n, ns, r.IntN(3), 1+r.IntN(4), 1+r.IntN(2), r.IntN(3))
@@ -42,6 +51,8 @@ func TestIncrementalIsFull(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 0))
 			c, s := openOn(t)
 			held := map[string]map[string]*distribute.Resource{"web-1": {}, "web-2": {}}
+			policies := map[string][]*distribute.Resource{}
+			compiled := 0
 			proxies := map[*nodev1.Subject]map[string]*distribute.Resource{}
 			var subjects []*nodev1.Subject
 			for _, ns := range []string{"a", "b"} {
@@ -74,6 +85,13 @@ func TestIncrementalIsFull(t *testing.T) {
 				for node, have := range held {
 					take(have, EntryChanges(now, delta, node, "x"))
 					same(t, "entries of "+node, have, Entries(full, node))
+					if PoliciesAffected(delta, node) {
+						policies[node] = Policies(now, node)
+					}
+					applied := map[string]*distribute.Resource{}
+					take(applied, Diff("x", nil, policies[node]))
+					same(t, "policies of "+node, applied, Policies(full, node))
+					compiled += len(applied)
 				}
 				for _, subject := range subjects {
 					if last == nil || Affected(delta, subject) {
@@ -84,6 +102,9 @@ func TestIncrementalIsFull(t *testing.T) {
 					same(t, "proxy of "+subject.Entry, proxies[subject], want)
 				}
 				last = now
+			}
+			if compiled == 0 {
+				t.Error("no policy was ever compiled")
 			}
 		})
 	}

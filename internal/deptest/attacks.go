@@ -48,6 +48,9 @@ var Attacks = []Attack{
 	{"A36", "TLS 1.2, or plaintext, where it must not be", nil, "HBONE comes later"},
 	{"A37", "a root that speaks for another trust domain", nil, "federation comes later"},
 	{"A39", "headers repeated, joined or split until two readers disagree", []string{"FuzzIdentityHeaderNames", "FuzzBaggage"}, ""},
+	{"A38", "a path spelled so that the decision is about another one", []string{"FuzzInput", "TestARealServerRefusesTheSameSpellings", "TestUnaryCallsAreDecided"}, "policies of the proxies come later"},
+	{"A40", "names read as patterns, patterns without end", []string{"TestAPolicyBindsItsOwnNamespace"}, ""},
+	{"A41", "two evaluators that disagree about one policy", []string{"TestPlatformPolicyAgreesWithTheSameInGo"}, "Envoy's own RBAC comes with its policies"},
 	{"A42", "a valid certificate of the wrong service", nil, ""},
 	{"A46", "a client that sends its own identity headers, or somebody's chain", []string{"FuzzChainHeader"}, ""},
 	{"A47", "a namespace that catches another's names", nil, ""},
@@ -59,6 +62,7 @@ var Attacks = []Attack{
 	{"A55", "tokens with the wrong algorithm, audience, key or dates", nil, ""},
 	{"A56", "tokens that cost more than they may", nil, ""},
 	{"A57", "ACME over http, tokens as paths, PEM that is slow to read", nil, ""},
+	{"A58", "a policy that reaches out, mocks, loops, is forged or rolled back", []string{"FuzzBundle", "FuzzSignature", "FuzzPolicy", "TestEverythingButTrueIsADenial", "TestAPolicyThatLoopsCannotEatACore"}, ""},
 	{"A63", "known holes in libraries", nil, "govulncheck is no gate yet: it needs the vulnerability database at build time"},
 	{"A64", "secrets compared so that time tells", nil, ""},
 }

@@ -105,6 +105,7 @@ var Folders = []Folder{
 
 	{"api", Vocabulary, "protos with generated Go beside them; the kinds of legation.io", nil},
 	{"internal/accesslog", Vocabulary, "what compile and agent/envoy agree on about Envoy's access log", nil},
+	{"internal/binding", Vocabulary, "which identities a declared policy is about; both programs agree", nil},
 	{"internal/clock", Vocabulary, "time as an input", nil},
 	{"internal/commandline", Vocabulary, "what both command lines share: strictness, exit codes", nil},
 	{"internal/configfile", Vocabulary, "one strict YAML file, all mistakes by the key typed", nil},

@@ -63,11 +63,12 @@ func (p *pusher) trustResources(state *ca.State) []*distribute.Resource {
 	return list
 }
 
-// entries pushes each node its entries.
+// entries pushes each node its entries, and the policies of what it hosts.
 func (p *pusher) entries(ctx context.Context) error {
 	var pushed *catalog.Snapshot
 	var blocked map[string]bool
 	known := map[string]bool{}
+	policies := map[string][]*distribute.Resource{} // pushed, by node
 	for {
 		snapshot, declared := p.catalog.Snapshot()
 		state, judged := p.authority.State()
@@ -77,7 +78,8 @@ func (p *pusher) entries(ctx context.Context) error {
 		for name := range records {
 			if reblocked || !known[name] {
 				known[name] = true
-				p.engine.Replace(node.NodeScope(name), p.block(compile.Entries(snapshot, name), blocked))
+				policies[name] = compile.Policies(snapshot, name)
+				p.engine.Replace(node.NodeScope(name), append(p.block(compile.Entries(snapshot, name), blocked), policies[name]...))
 			}
 		}
 		if snapshot != pushed {
@@ -88,6 +90,11 @@ func (p *pusher) entries(ctx context.Context) error {
 					if r := changes[i].Resource; r != nil {
 						changes[i].Resource = p.block([]*distribute.Resource{r}, blocked)[0]
 					}
+				}
+				if compile.PoliciesAffected(delta, name) {
+					now := compile.Policies(snapshot, name)
+					changes = append(changes, compile.Diff(node.NodeScope(name), policies[name], now)...)
+					policies[name] = now
 				}
 				p.engine.Apply(changes...)
 			}

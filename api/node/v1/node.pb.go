@@ -957,7 +957,7 @@ type TrustResource struct {
 	Type    string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Version string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	// The marshalled Entry, Bundle, CRL, Revocation or Heartbeat.
+	// The marshalled Entry, Policy, Bundle, CRL, Revocation or Heartbeat.
 	Body []byte `protobuf:"bytes,5,opt,name=body,proto3" json:"body,omitempty"`
 	// The resource is gone; version and body are empty.
 	Removed       bool `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"`
@@ -1227,6 +1227,117 @@ func (x *Entry) GetIdentityHeaderPorts() []uint32 {
 	return nil
 }
 
+// Policy is a declared policy (type "policy", name "<namespace>/<name>"), sent
+// to nodes that host an identity it binds. Agents hand it to programs and do
+// not read it.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the declaration: it binds identities of this namespace, or all where it
+	// is "legation-system".
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Store revision of the declaration: grows with every change of it.
+	Version uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// Patterns of SPIFFE IDs (package binding); none is every identity.
+	Subjects []string `protobuf:"bytes,4,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	// Rego modules by file name.
+	Modules map[string]string `protobuf:"bytes,5,rep,name=modules,proto3" json:"modules,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// 0 or 1.
+	RegoVersion uint32 `protobuf:"varint,6,opt,name=rego_version,json=regoVersion,proto3" json:"rego_version,omitempty"`
+	// JSON document for "data"; may be empty.
+	Data []byte `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"`
+	// Query that decides.
+	Query         string `protobuf:"bytes,8,opt,name=query,proto3" json:"query,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_api_node_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_api_node_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Policy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Policy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Policy) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Policy) GetSubjects() []string {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *Policy) GetModules() map[string]string {
+	if x != nil {
+		return x.Modules
+	}
+	return nil
+}
+
+func (x *Policy) GetRegoVersion() uint32 {
+	if x != nil {
+		return x.RegoVersion
+	}
+	return 0
+}
+
+func (x *Policy) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Policy) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
 // Bundle (type "bundle", name = trust domain) in SPIFFE terms.
 type Bundle struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1244,7 +1355,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_node_v1_node_proto_msgTypes[15]
+	mi := &file_api_node_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1367,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[15]
+	mi := &file_api_node_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1380,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1322,7 +1433,7 @@ type CRL struct {
 
 func (x *CRL) Reset() {
 	*x = CRL{}
-	mi := &file_api_node_v1_node_proto_msgTypes[16]
+	mi := &file_api_node_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1445,7 @@ func (x *CRL) String() string {
 func (*CRL) ProtoMessage() {}
 
 func (x *CRL) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[16]
+	mi := &file_api_node_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1458,7 @@ func (x *CRL) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CRL.ProtoReflect.Descriptor instead.
 func (*CRL) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CRL) GetAuthority() string {
@@ -1395,7 +1506,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_api_node_v1_node_proto_msgTypes[17]
+	mi := &file_api_node_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1518,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[17]
+	mi := &file_api_node_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1531,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revocation) GetId() string {
@@ -1504,7 +1615,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_node_v1_node_proto_msgTypes[18]
+	mi := &file_api_node_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1627,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[18]
+	mi := &file_api_node_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1640,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Heartbeat) GetAuthority() string {
@@ -1577,7 +1688,7 @@ type SignX509Request struct {
 
 func (x *SignX509Request) Reset() {
 	*x = SignX509Request{}
-	mi := &file_api_node_v1_node_proto_msgTypes[19]
+	mi := &file_api_node_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1700,7 @@ func (x *SignX509Request) String() string {
 func (*SignX509Request) ProtoMessage() {}
 
 func (x *SignX509Request) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[19]
+	mi := &file_api_node_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1713,7 @@ func (x *SignX509Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509Request.ProtoReflect.Descriptor instead.
 func (*SignX509Request) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignX509Request) GetTrustDomain() string {
@@ -1637,7 +1748,7 @@ type X509Item struct {
 
 func (x *X509Item) Reset() {
 	*x = X509Item{}
-	mi := &file_api_node_v1_node_proto_msgTypes[20]
+	mi := &file_api_node_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1760,7 @@ func (x *X509Item) String() string {
 func (*X509Item) ProtoMessage() {}
 
 func (x *X509Item) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[20]
+	mi := &file_api_node_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1773,7 @@ func (x *X509Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Item.ProtoReflect.Descriptor instead.
 func (*X509Item) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *X509Item) GetEntry() string {
@@ -1710,7 +1821,7 @@ type SignX509Response struct {
 
 func (x *SignX509Response) Reset() {
 	*x = SignX509Response{}
-	mi := &file_api_node_v1_node_proto_msgTypes[21]
+	mi := &file_api_node_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1833,7 @@ func (x *SignX509Response) String() string {
 func (*SignX509Response) ProtoMessage() {}
 
 func (x *SignX509Response) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[21]
+	mi := &file_api_node_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1846,7 @@ func (x *SignX509Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509Response.ProtoReflect.Descriptor instead.
 func (*SignX509Response) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SignX509Response) GetResults() []*X509Result {
@@ -1756,7 +1867,7 @@ type X509Result struct {
 
 func (x *X509Result) Reset() {
 	*x = X509Result{}
-	mi := &file_api_node_v1_node_proto_msgTypes[22]
+	mi := &file_api_node_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1879,7 @@ func (x *X509Result) String() string {
 func (*X509Result) ProtoMessage() {}
 
 func (x *X509Result) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[22]
+	mi := &file_api_node_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1892,7 @@ func (x *X509Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Result.ProtoReflect.Descriptor instead.
 func (*X509Result) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *X509Result) GetChain() [][]byte {
@@ -1810,7 +1921,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_api_node_v1_node_proto_msgTypes[23]
+	mi := &file_api_node_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1933,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[23]
+	mi := &file_api_node_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1946,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Refusal) GetKind() string {
@@ -1869,7 +1980,7 @@ type SignJWTRequest struct {
 
 func (x *SignJWTRequest) Reset() {
 	*x = SignJWTRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[24]
+	mi := &file_api_node_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1992,7 @@ func (x *SignJWTRequest) String() string {
 func (*SignJWTRequest) ProtoMessage() {}
 
 func (x *SignJWTRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[24]
+	mi := &file_api_node_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2005,7 @@ func (x *SignJWTRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignJWTRequest.ProtoReflect.Descriptor instead.
 func (*SignJWTRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignJWTRequest) GetTrustDomain() string {
@@ -1954,7 +2065,7 @@ type SignJWTResponse struct {
 
 func (x *SignJWTResponse) Reset() {
 	*x = SignJWTResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[25]
+	mi := &file_api_node_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2077,7 @@ func (x *SignJWTResponse) String() string {
 func (*SignJWTResponse) ProtoMessage() {}
 
 func (x *SignJWTResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[25]
+	mi := &file_api_node_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2090,7 @@ func (x *SignJWTResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignJWTResponse.ProtoReflect.Descriptor instead.
 func (*SignJWTResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignJWTResponse) GetToken() string {
@@ -2035,7 +2146,7 @@ type Subject struct {
 
 func (x *Subject) Reset() {
 	*x = Subject{}
-	mi := &file_api_node_v1_node_proto_msgTypes[26]
+	mi := &file_api_node_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2158,7 @@ func (x *Subject) String() string {
 func (*Subject) ProtoMessage() {}
 
 func (x *Subject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[26]
+	mi := &file_api_node_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2171,7 @@ func (x *Subject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subject.ProtoReflect.Descriptor instead.
 func (*Subject) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Subject) GetId() string {
@@ -2131,7 +2242,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_node_v1_node_proto_msgTypes[27]
+	mi := &file_api_node_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2254,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[27]
+	mi := &file_api_node_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2267,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Inbound) GetListen() string {
@@ -2186,7 +2297,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_api_node_v1_node_proto_msgTypes[28]
+	mi := &file_api_node_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2309,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[28]
+	mi := &file_api_node_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2322,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Outbound) GetService() string {
@@ -2250,7 +2361,7 @@ type ConfigRequest struct {
 
 func (x *ConfigRequest) Reset() {
 	*x = ConfigRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[29]
+	mi := &file_api_node_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2373,7 @@ func (x *ConfigRequest) String() string {
 func (*ConfigRequest) ProtoMessage() {}
 
 func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[29]
+	mi := &file_api_node_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2386,7 @@ func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
 func (*ConfigRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ConfigRequest) GetMessage() isConfigRequest_Message {
@@ -2364,7 +2475,7 @@ type ConfigResponse struct {
 
 func (x *ConfigResponse) Reset() {
 	*x = ConfigResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[30]
+	mi := &file_api_node_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2487,7 @@ func (x *ConfigResponse) String() string {
 func (*ConfigResponse) ProtoMessage() {}
 
 func (x *ConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[30]
+	mi := &file_api_node_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2500,7 @@ func (x *ConfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigResponse.ProtoReflect.Descriptor instead.
 func (*ConfigResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ConfigResponse) GetMessage() isConfigResponse_Message {
@@ -2454,7 +2565,7 @@ type Envelope struct {
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_api_node_v1_node_proto_msgTypes[31]
+	mi := &file_api_node_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2577,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[31]
+	mi := &file_api_node_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2590,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Envelope) GetNonce() string {
@@ -2527,7 +2638,7 @@ type ConfigName struct {
 
 func (x *ConfigName) Reset() {
 	*x = ConfigName{}
-	mi := &file_api_node_v1_node_proto_msgTypes[32]
+	mi := &file_api_node_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2650,7 @@ func (x *ConfigName) String() string {
 func (*ConfigName) ProtoMessage() {}
 
 func (x *ConfigName) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[32]
+	mi := &file_api_node_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2663,7 @@ func (x *ConfigName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigName.ProtoReflect.Descriptor instead.
 func (*ConfigName) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ConfigName) GetTypeUrl() string {
@@ -2584,7 +2695,7 @@ type ConfigResource struct {
 
 func (x *ConfigResource) Reset() {
 	*x = ConfigResource{}
-	mi := &file_api_node_v1_node_proto_msgTypes[33]
+	mi := &file_api_node_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +2707,7 @@ func (x *ConfigResource) String() string {
 func (*ConfigResource) ProtoMessage() {}
 
 func (x *ConfigResource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[33]
+	mi := &file_api_node_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +2720,7 @@ func (x *ConfigResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigResource.ProtoReflect.Descriptor instead.
 func (*ConfigResource) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ConfigResource) GetTypeUrl() string {
@@ -2659,7 +2770,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[34]
+	mi := &file_api_node_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2782,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[34]
+	mi := &file_api_node_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2795,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportRequest) GetHello() *Hello {
@@ -2738,7 +2849,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[35]
+	mi := &file_api_node_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +2861,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[35]
+	mi := &file_api_node_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +2874,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportResponse) GetHello() *Hello {
@@ -2797,7 +2908,7 @@ type SubscriberState struct {
 
 func (x *SubscriberState) Reset() {
 	*x = SubscriberState{}
-	mi := &file_api_node_v1_node_proto_msgTypes[36]
+	mi := &file_api_node_v1_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +2920,7 @@ func (x *SubscriberState) String() string {
 func (*SubscriberState) ProtoMessage() {}
 
 func (x *SubscriberState) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[36]
+	mi := &file_api_node_v1_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +2933,7 @@ func (x *SubscriberState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriberState.ProtoReflect.Descriptor instead.
 func (*SubscriberState) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{36}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SubscriberState) GetSubscriber() string {
@@ -2910,7 +3021,7 @@ type ConnectionsEnded struct {
 
 func (x *ConnectionsEnded) Reset() {
 	*x = ConnectionsEnded{}
-	mi := &file_api_node_v1_node_proto_msgTypes[37]
+	mi := &file_api_node_v1_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +3033,7 @@ func (x *ConnectionsEnded) String() string {
 func (*ConnectionsEnded) ProtoMessage() {}
 
 func (x *ConnectionsEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[37]
+	mi := &file_api_node_v1_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3046,7 @@ func (x *ConnectionsEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionsEnded.ProtoReflect.Descriptor instead.
 func (*ConnectionsEnded) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{37}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ConnectionsEnded) GetRevocation() string {
@@ -2988,7 +3099,7 @@ type ServedCertificate struct {
 
 func (x *ServedCertificate) Reset() {
 	*x = ServedCertificate{}
-	mi := &file_api_node_v1_node_proto_msgTypes[38]
+	mi := &file_api_node_v1_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3111,7 @@ func (x *ServedCertificate) String() string {
 func (*ServedCertificate) ProtoMessage() {}
 
 func (x *ServedCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[38]
+	mi := &file_api_node_v1_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3124,7 @@ func (x *ServedCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServedCertificate.ProtoReflect.Descriptor instead.
 func (*ServedCertificate) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{38}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ServedCertificate) GetSubscriber() string {
@@ -3066,7 +3177,7 @@ type StoredObject struct {
 
 func (x *StoredObject) Reset() {
 	*x = StoredObject{}
-	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	mi := &file_api_node_v1_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3189,7 @@ func (x *StoredObject) String() string {
 func (*StoredObject) ProtoMessage() {}
 
 func (x *StoredObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[39]
+	mi := &file_api_node_v1_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3202,7 @@ func (x *StoredObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredObject.ProtoReflect.Descriptor instead.
 func (*StoredObject) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{39}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StoredObject) GetKey() string {
@@ -3142,7 +3253,7 @@ type GetObjectRequest struct {
 
 func (x *GetObjectRequest) Reset() {
 	*x = GetObjectRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	mi := &file_api_node_v1_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3265,7 @@ func (x *GetObjectRequest) String() string {
 func (*GetObjectRequest) ProtoMessage() {}
 
 func (x *GetObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[40]
+	mi := &file_api_node_v1_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3278,7 @@ func (x *GetObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetObjectRequest.ProtoReflect.Descriptor instead.
 func (*GetObjectRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{40}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetObjectRequest) GetTrustDomain() string {
@@ -3207,7 +3318,7 @@ type GetObjectResponse struct {
 
 func (x *GetObjectResponse) Reset() {
 	*x = GetObjectResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	mi := &file_api_node_v1_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3330,7 @@ func (x *GetObjectResponse) String() string {
 func (*GetObjectResponse) ProtoMessage() {}
 
 func (x *GetObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[41]
+	mi := &file_api_node_v1_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3343,7 @@ func (x *GetObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetObjectResponse.ProtoReflect.Descriptor instead.
 func (*GetObjectResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{41}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetObjectResponse) GetObject() *StoredObject {
@@ -3258,7 +3369,7 @@ type PutObjectRequest struct {
 
 func (x *PutObjectRequest) Reset() {
 	*x = PutObjectRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[42]
+	mi := &file_api_node_v1_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3270,7 +3381,7 @@ func (x *PutObjectRequest) String() string {
 func (*PutObjectRequest) ProtoMessage() {}
 
 func (x *PutObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[42]
+	mi := &file_api_node_v1_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3283,7 +3394,7 @@ func (x *PutObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutObjectRequest.ProtoReflect.Descriptor instead.
 func (*PutObjectRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{42}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PutObjectRequest) GetTrustDomain() string {
@@ -3337,7 +3448,7 @@ type PutObjectResponse struct {
 
 func (x *PutObjectResponse) Reset() {
 	*x = PutObjectResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[43]
+	mi := &file_api_node_v1_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3460,7 @@ func (x *PutObjectResponse) String() string {
 func (*PutObjectResponse) ProtoMessage() {}
 
 func (x *PutObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[43]
+	mi := &file_api_node_v1_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3473,7 @@ func (x *PutObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutObjectResponse.ProtoReflect.Descriptor instead.
 func (*PutObjectResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{43}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PutObjectResponse) GetRevision() int64 {
@@ -3385,7 +3496,7 @@ type DeleteObjectRequest struct {
 
 func (x *DeleteObjectRequest) Reset() {
 	*x = DeleteObjectRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[44]
+	mi := &file_api_node_v1_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3508,7 @@ func (x *DeleteObjectRequest) String() string {
 func (*DeleteObjectRequest) ProtoMessage() {}
 
 func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[44]
+	mi := &file_api_node_v1_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3521,7 @@ func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{44}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteObjectRequest) GetTrustDomain() string {
@@ -3456,7 +3567,7 @@ type DeleteObjectResponse struct {
 
 func (x *DeleteObjectResponse) Reset() {
 	*x = DeleteObjectResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[45]
+	mi := &file_api_node_v1_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3579,7 @@ func (x *DeleteObjectResponse) String() string {
 func (*DeleteObjectResponse) ProtoMessage() {}
 
 func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[45]
+	mi := &file_api_node_v1_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3592,7 @@ func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
 func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{45}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{46}
 }
 
 type ListObjectsRequest struct {
@@ -3496,7 +3607,7 @@ type ListObjectsRequest struct {
 
 func (x *ListObjectsRequest) Reset() {
 	*x = ListObjectsRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[46]
+	mi := &file_api_node_v1_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3619,7 @@ func (x *ListObjectsRequest) String() string {
 func (*ListObjectsRequest) ProtoMessage() {}
 
 func (x *ListObjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[46]
+	mi := &file_api_node_v1_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3632,7 @@ func (x *ListObjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListObjectsRequest.ProtoReflect.Descriptor instead.
 func (*ListObjectsRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{46}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListObjectsRequest) GetTrustDomain() string {
@@ -3561,7 +3672,7 @@ type ListObjectsResponse struct {
 
 func (x *ListObjectsResponse) Reset() {
 	*x = ListObjectsResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[47]
+	mi := &file_api_node_v1_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3684,7 @@ func (x *ListObjectsResponse) String() string {
 func (*ListObjectsResponse) ProtoMessage() {}
 
 func (x *ListObjectsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[47]
+	mi := &file_api_node_v1_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3697,7 @@ func (x *ListObjectsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListObjectsResponse.ProtoReflect.Descriptor instead.
 func (*ListObjectsResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{47}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListObjectsResponse) GetObjects() []*StoredObject {
@@ -3608,7 +3719,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_api_node_v1_node_proto_msgTypes[48]
+	mi := &file_api_node_v1_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +3731,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[48]
+	mi := &file_api_node_v1_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +3744,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{48}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExplainRequest) GetTrustDomain() string {
@@ -3666,7 +3777,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_api_node_v1_node_proto_msgTypes[49]
+	mi := &file_api_node_v1_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +3789,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[49]
+	mi := &file_api_node_v1_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +3802,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{49}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExplainResponse) GetCandidates() []*Candidate {
@@ -3716,7 +3827,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_api_node_v1_node_proto_msgTypes[50]
+	mi := &file_api_node_v1_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3728,7 +3839,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_node_v1_node_proto_msgTypes[50]
+	mi := &file_api_node_v1_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3741,7 +3852,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_api_node_v1_node_proto_rawDescGZIP(), []int{50}
+	return file_api_node_v1_node_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Candidate) GetEntry() string {
@@ -3852,7 +3963,19 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	" \x01(\tR\x04hint\x12\x18\n" +
 	"\ablocked\x18\v \x01(\bR\ablocked\x12\x14\n" +
 	"\x05ports\x18\f \x03(\rR\x05ports\x122\n" +
-	"\x15identity_header_ports\x18\r \x03(\rR\x13identityHeaderPorts\"\xac\x01\n" +
+	"\x15identity_header_ports\x18\r \x03(\rR\x13identityHeaderPorts\"\xba\x02\n" +
+	"\x06Policy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x1a\n" +
+	"\bsubjects\x18\x04 \x03(\tR\bsubjects\x12?\n" +
+	"\amodules\x18\x05 \x03(\v2%.legation.node.v1.Policy.ModulesEntryR\amodules\x12!\n" +
+	"\frego_version\x18\x06 \x01(\rR\vregoVersion\x12\x12\n" +
+	"\x04data\x18\a \x01(\fR\x04data\x12\x14\n" +
+	"\x05query\x18\b \x01(\tR\x05query\x1a:\n" +
+	"\fModulesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
 	"\n" +
@@ -4090,7 +4213,7 @@ func file_api_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_api_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_api_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_api_node_v1_node_proto_goTypes = []any{
 	(Mode)(0),                    // 0: legation.node.v1.Mode
 	(Class)(0),                   // 1: legation.node.v1.Class
@@ -4109,49 +4232,51 @@ var file_api_node_v1_node_proto_goTypes = []any{
 	(*TrustResource)(nil),        // 14: legation.node.v1.TrustResource
 	(*Synced)(nil),               // 15: legation.node.v1.Synced
 	(*Entry)(nil),                // 16: legation.node.v1.Entry
-	(*Bundle)(nil),               // 17: legation.node.v1.Bundle
-	(*CRL)(nil),                  // 18: legation.node.v1.CRL
-	(*Revocation)(nil),           // 19: legation.node.v1.Revocation
-	(*Heartbeat)(nil),            // 20: legation.node.v1.Heartbeat
-	(*SignX509Request)(nil),      // 21: legation.node.v1.SignX509Request
-	(*X509Item)(nil),             // 22: legation.node.v1.X509Item
-	(*SignX509Response)(nil),     // 23: legation.node.v1.SignX509Response
-	(*X509Result)(nil),           // 24: legation.node.v1.X509Result
-	(*Refusal)(nil),              // 25: legation.node.v1.Refusal
-	(*SignJWTRequest)(nil),       // 26: legation.node.v1.SignJWTRequest
-	(*SignJWTResponse)(nil),      // 27: legation.node.v1.SignJWTResponse
-	(*Subject)(nil),              // 28: legation.node.v1.Subject
-	(*Inbound)(nil),              // 29: legation.node.v1.Inbound
-	(*Outbound)(nil),             // 30: legation.node.v1.Outbound
-	(*ConfigRequest)(nil),        // 31: legation.node.v1.ConfigRequest
-	(*ConfigResponse)(nil),       // 32: legation.node.v1.ConfigResponse
-	(*Envelope)(nil),             // 33: legation.node.v1.Envelope
-	(*ConfigName)(nil),           // 34: legation.node.v1.ConfigName
-	(*ConfigResource)(nil),       // 35: legation.node.v1.ConfigResource
-	(*ReportRequest)(nil),        // 36: legation.node.v1.ReportRequest
-	(*ReportResponse)(nil),       // 37: legation.node.v1.ReportResponse
-	(*SubscriberState)(nil),      // 38: legation.node.v1.SubscriberState
-	(*ConnectionsEnded)(nil),     // 39: legation.node.v1.ConnectionsEnded
-	(*ServedCertificate)(nil),    // 40: legation.node.v1.ServedCertificate
-	(*StoredObject)(nil),         // 41: legation.node.v1.StoredObject
-	(*GetObjectRequest)(nil),     // 42: legation.node.v1.GetObjectRequest
-	(*GetObjectResponse)(nil),    // 43: legation.node.v1.GetObjectResponse
-	(*PutObjectRequest)(nil),     // 44: legation.node.v1.PutObjectRequest
-	(*PutObjectResponse)(nil),    // 45: legation.node.v1.PutObjectResponse
-	(*DeleteObjectRequest)(nil),  // 46: legation.node.v1.DeleteObjectRequest
-	(*DeleteObjectResponse)(nil), // 47: legation.node.v1.DeleteObjectResponse
-	(*ListObjectsRequest)(nil),   // 48: legation.node.v1.ListObjectsRequest
-	(*ListObjectsResponse)(nil),  // 49: legation.node.v1.ListObjectsResponse
-	(*ExplainRequest)(nil),       // 50: legation.node.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 51: legation.node.v1.ExplainResponse
-	(*Candidate)(nil),            // 52: legation.node.v1.Candidate
-	nil,                          // 53: legation.node.v1.SignJWTRequest.ExtEntry
+	(*Policy)(nil),               // 17: legation.node.v1.Policy
+	(*Bundle)(nil),               // 18: legation.node.v1.Bundle
+	(*CRL)(nil),                  // 19: legation.node.v1.CRL
+	(*Revocation)(nil),           // 20: legation.node.v1.Revocation
+	(*Heartbeat)(nil),            // 21: legation.node.v1.Heartbeat
+	(*SignX509Request)(nil),      // 22: legation.node.v1.SignX509Request
+	(*X509Item)(nil),             // 23: legation.node.v1.X509Item
+	(*SignX509Response)(nil),     // 24: legation.node.v1.SignX509Response
+	(*X509Result)(nil),           // 25: legation.node.v1.X509Result
+	(*Refusal)(nil),              // 26: legation.node.v1.Refusal
+	(*SignJWTRequest)(nil),       // 27: legation.node.v1.SignJWTRequest
+	(*SignJWTResponse)(nil),      // 28: legation.node.v1.SignJWTResponse
+	(*Subject)(nil),              // 29: legation.node.v1.Subject
+	(*Inbound)(nil),              // 30: legation.node.v1.Inbound
+	(*Outbound)(nil),             // 31: legation.node.v1.Outbound
+	(*ConfigRequest)(nil),        // 32: legation.node.v1.ConfigRequest
+	(*ConfigResponse)(nil),       // 33: legation.node.v1.ConfigResponse
+	(*Envelope)(nil),             // 34: legation.node.v1.Envelope
+	(*ConfigName)(nil),           // 35: legation.node.v1.ConfigName
+	(*ConfigResource)(nil),       // 36: legation.node.v1.ConfigResource
+	(*ReportRequest)(nil),        // 37: legation.node.v1.ReportRequest
+	(*ReportResponse)(nil),       // 38: legation.node.v1.ReportResponse
+	(*SubscriberState)(nil),      // 39: legation.node.v1.SubscriberState
+	(*ConnectionsEnded)(nil),     // 40: legation.node.v1.ConnectionsEnded
+	(*ServedCertificate)(nil),    // 41: legation.node.v1.ServedCertificate
+	(*StoredObject)(nil),         // 42: legation.node.v1.StoredObject
+	(*GetObjectRequest)(nil),     // 43: legation.node.v1.GetObjectRequest
+	(*GetObjectResponse)(nil),    // 44: legation.node.v1.GetObjectResponse
+	(*PutObjectRequest)(nil),     // 45: legation.node.v1.PutObjectRequest
+	(*PutObjectResponse)(nil),    // 46: legation.node.v1.PutObjectResponse
+	(*DeleteObjectRequest)(nil),  // 47: legation.node.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil), // 48: legation.node.v1.DeleteObjectResponse
+	(*ListObjectsRequest)(nil),   // 49: legation.node.v1.ListObjectsRequest
+	(*ListObjectsResponse)(nil),  // 50: legation.node.v1.ListObjectsResponse
+	(*ExplainRequest)(nil),       // 51: legation.node.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 52: legation.node.v1.ExplainResponse
+	(*Candidate)(nil),            // 53: legation.node.v1.Candidate
+	nil,                          // 54: legation.node.v1.Policy.ModulesEntry
+	nil,                          // 55: legation.node.v1.SignJWTRequest.ExtEntry
 }
 var file_api_node_v1_node_proto_depIdxs = []int32{
 	4,  // 0: legation.node.v1.AttestRequest.start:type_name -> legation.node.v1.AttestStart
 	2,  // 1: legation.node.v1.AttestStart.hello:type_name -> legation.node.v1.Hello
 	6,  // 2: legation.node.v1.AttestResponse.result:type_name -> legation.node.v1.AttestResult
-	17, // 3: legation.node.v1.AttestResult.bundle:type_name -> legation.node.v1.Bundle
+	18, // 3: legation.node.v1.AttestResult.bundle:type_name -> legation.node.v1.Bundle
 	10, // 4: legation.node.v1.TrustRequest.open:type_name -> legation.node.v1.TrustOpen
 	12, // 5: legation.node.v1.TrustRequest.ack:type_name -> legation.node.v1.Ack
 	2,  // 6: legation.node.v1.TrustOpen.hello:type_name -> legation.node.v1.Hello
@@ -4159,60 +4284,61 @@ var file_api_node_v1_node_proto_depIdxs = []int32{
 	2,  // 8: legation.node.v1.TrustResponse.hello:type_name -> legation.node.v1.Hello
 	14, // 9: legation.node.v1.TrustResponse.resource:type_name -> legation.node.v1.TrustResource
 	15, // 10: legation.node.v1.TrustResponse.synced:type_name -> legation.node.v1.Synced
-	22, // 11: legation.node.v1.SignX509Request.items:type_name -> legation.node.v1.X509Item
-	24, // 12: legation.node.v1.SignX509Response.results:type_name -> legation.node.v1.X509Result
-	25, // 13: legation.node.v1.X509Result.refusal:type_name -> legation.node.v1.Refusal
-	53, // 14: legation.node.v1.SignJWTRequest.ext:type_name -> legation.node.v1.SignJWTRequest.ExtEntry
-	0,  // 15: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
-	29, // 16: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
-	30, // 17: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
-	11, // 18: legation.node.v1.Subject.held:type_name -> legation.node.v1.ResourceVersion
-	2,  // 19: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
-	28, // 20: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
-	12, // 21: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
-	2,  // 22: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
-	33, // 23: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
-	35, // 24: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
-	34, // 25: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
-	25, // 26: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
-	2,  // 27: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
-	38, // 28: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
-	39, // 29: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
-	40, // 30: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
-	2,  // 31: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
-	1,  // 32: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
-	41, // 33: legation.node.v1.GetObjectResponse.object:type_name -> legation.node.v1.StoredObject
-	41, // 34: legation.node.v1.ListObjectsResponse.objects:type_name -> legation.node.v1.StoredObject
-	52, // 35: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
-	3,  // 36: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
-	7,  // 37: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
-	9,  // 38: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
-	31, // 39: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
-	21, // 40: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
-	26, // 41: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
-	36, // 42: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
-	42, // 43: legation.node.v1.Node.GetObject:input_type -> legation.node.v1.GetObjectRequest
-	44, // 44: legation.node.v1.Node.PutObject:input_type -> legation.node.v1.PutObjectRequest
-	46, // 45: legation.node.v1.Node.DeleteObject:input_type -> legation.node.v1.DeleteObjectRequest
-	48, // 46: legation.node.v1.Node.ListObjects:input_type -> legation.node.v1.ListObjectsRequest
-	50, // 47: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
-	5,  // 48: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
-	8,  // 49: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
-	13, // 50: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
-	32, // 51: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
-	23, // 52: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
-	27, // 53: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
-	37, // 54: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
-	43, // 55: legation.node.v1.Node.GetObject:output_type -> legation.node.v1.GetObjectResponse
-	45, // 56: legation.node.v1.Node.PutObject:output_type -> legation.node.v1.PutObjectResponse
-	47, // 57: legation.node.v1.Node.DeleteObject:output_type -> legation.node.v1.DeleteObjectResponse
-	49, // 58: legation.node.v1.Node.ListObjects:output_type -> legation.node.v1.ListObjectsResponse
-	51, // 59: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
-	48, // [48:60] is the sub-list for method output_type
-	36, // [36:48] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	54, // 11: legation.node.v1.Policy.modules:type_name -> legation.node.v1.Policy.ModulesEntry
+	23, // 12: legation.node.v1.SignX509Request.items:type_name -> legation.node.v1.X509Item
+	25, // 13: legation.node.v1.SignX509Response.results:type_name -> legation.node.v1.X509Result
+	26, // 14: legation.node.v1.X509Result.refusal:type_name -> legation.node.v1.Refusal
+	55, // 15: legation.node.v1.SignJWTRequest.ext:type_name -> legation.node.v1.SignJWTRequest.ExtEntry
+	0,  // 16: legation.node.v1.Subject.mode:type_name -> legation.node.v1.Mode
+	30, // 17: legation.node.v1.Subject.inbound:type_name -> legation.node.v1.Inbound
+	31, // 18: legation.node.v1.Subject.outbound:type_name -> legation.node.v1.Outbound
+	11, // 19: legation.node.v1.Subject.held:type_name -> legation.node.v1.ResourceVersion
+	2,  // 20: legation.node.v1.ConfigRequest.hello:type_name -> legation.node.v1.Hello
+	29, // 21: legation.node.v1.ConfigRequest.watch:type_name -> legation.node.v1.Subject
+	12, // 22: legation.node.v1.ConfigRequest.ack:type_name -> legation.node.v1.Ack
+	2,  // 23: legation.node.v1.ConfigResponse.hello:type_name -> legation.node.v1.Hello
+	34, // 24: legation.node.v1.ConfigResponse.envelope:type_name -> legation.node.v1.Envelope
+	36, // 25: legation.node.v1.Envelope.resources:type_name -> legation.node.v1.ConfigResource
+	35, // 26: legation.node.v1.Envelope.removed:type_name -> legation.node.v1.ConfigName
+	26, // 27: legation.node.v1.Envelope.refusal:type_name -> legation.node.v1.Refusal
+	2,  // 28: legation.node.v1.ReportRequest.hello:type_name -> legation.node.v1.Hello
+	39, // 29: legation.node.v1.ReportRequest.states:type_name -> legation.node.v1.SubscriberState
+	40, // 30: legation.node.v1.ReportRequest.ended:type_name -> legation.node.v1.ConnectionsEnded
+	41, // 31: legation.node.v1.ReportRequest.served:type_name -> legation.node.v1.ServedCertificate
+	2,  // 32: legation.node.v1.ReportResponse.hello:type_name -> legation.node.v1.Hello
+	1,  // 33: legation.node.v1.SubscriberState.class:type_name -> legation.node.v1.Class
+	42, // 34: legation.node.v1.GetObjectResponse.object:type_name -> legation.node.v1.StoredObject
+	42, // 35: legation.node.v1.ListObjectsResponse.objects:type_name -> legation.node.v1.StoredObject
+	53, // 36: legation.node.v1.ExplainResponse.candidates:type_name -> legation.node.v1.Candidate
+	3,  // 37: legation.node.v1.Attestation.Attest:input_type -> legation.node.v1.AttestRequest
+	7,  // 38: legation.node.v1.Node.Renew:input_type -> legation.node.v1.RenewRequest
+	9,  // 39: legation.node.v1.Node.Trust:input_type -> legation.node.v1.TrustRequest
+	32, // 40: legation.node.v1.Node.Config:input_type -> legation.node.v1.ConfigRequest
+	22, // 41: legation.node.v1.Node.SignX509:input_type -> legation.node.v1.SignX509Request
+	27, // 42: legation.node.v1.Node.SignJWT:input_type -> legation.node.v1.SignJWTRequest
+	37, // 43: legation.node.v1.Node.Report:input_type -> legation.node.v1.ReportRequest
+	43, // 44: legation.node.v1.Node.GetObject:input_type -> legation.node.v1.GetObjectRequest
+	45, // 45: legation.node.v1.Node.PutObject:input_type -> legation.node.v1.PutObjectRequest
+	47, // 46: legation.node.v1.Node.DeleteObject:input_type -> legation.node.v1.DeleteObjectRequest
+	49, // 47: legation.node.v1.Node.ListObjects:input_type -> legation.node.v1.ListObjectsRequest
+	51, // 48: legation.node.v1.Node.Explain:input_type -> legation.node.v1.ExplainRequest
+	5,  // 49: legation.node.v1.Attestation.Attest:output_type -> legation.node.v1.AttestResponse
+	8,  // 50: legation.node.v1.Node.Renew:output_type -> legation.node.v1.RenewResponse
+	13, // 51: legation.node.v1.Node.Trust:output_type -> legation.node.v1.TrustResponse
+	33, // 52: legation.node.v1.Node.Config:output_type -> legation.node.v1.ConfigResponse
+	24, // 53: legation.node.v1.Node.SignX509:output_type -> legation.node.v1.SignX509Response
+	28, // 54: legation.node.v1.Node.SignJWT:output_type -> legation.node.v1.SignJWTResponse
+	38, // 55: legation.node.v1.Node.Report:output_type -> legation.node.v1.ReportResponse
+	44, // 56: legation.node.v1.Node.GetObject:output_type -> legation.node.v1.GetObjectResponse
+	46, // 57: legation.node.v1.Node.PutObject:output_type -> legation.node.v1.PutObjectResponse
+	48, // 58: legation.node.v1.Node.DeleteObject:output_type -> legation.node.v1.DeleteObjectResponse
+	50, // 59: legation.node.v1.Node.ListObjects:output_type -> legation.node.v1.ListObjectsResponse
+	52, // 60: legation.node.v1.Node.Explain:output_type -> legation.node.v1.ExplainResponse
+	49, // [49:61] is the sub-list for method output_type
+	37, // [37:49] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_api_node_v1_node_proto_init() }
@@ -4237,25 +4363,25 @@ func file_api_node_v1_node_proto_init() {
 		(*TrustResponse_Resource)(nil),
 		(*TrustResponse_Synced)(nil),
 	}
-	file_api_node_v1_node_proto_msgTypes[29].OneofWrappers = []any{
+	file_api_node_v1_node_proto_msgTypes[30].OneofWrappers = []any{
 		(*ConfigRequest_Hello)(nil),
 		(*ConfigRequest_Watch)(nil),
 		(*ConfigRequest_Unwatch)(nil),
 		(*ConfigRequest_Ack)(nil),
 	}
-	file_api_node_v1_node_proto_msgTypes[30].OneofWrappers = []any{
+	file_api_node_v1_node_proto_msgTypes[31].OneofWrappers = []any{
 		(*ConfigResponse_Hello)(nil),
 		(*ConfigResponse_Envelope)(nil),
 	}
-	file_api_node_v1_node_proto_msgTypes[42].OneofWrappers = []any{}
-	file_api_node_v1_node_proto_msgTypes[44].OneofWrappers = []any{}
+	file_api_node_v1_node_proto_msgTypes[43].OneofWrappers = []any{}
+	file_api_node_v1_node_proto_msgTypes[45].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_node_v1_node_proto_rawDesc), len(file_api_node_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -17,11 +17,12 @@ const (
 	typeCRL        = "crl"
 	typeRevocation = "revocation"
 	typeEntry      = "entry"
+	typePolicy     = "policy"
 	typeHeartbeat  = "heartbeat"
 )
 
 // trustOrder is the order in which a cache is read: what verifies first.
-var trustOrder = map[string]int{typeBundle: 1, typeCRL: 2, typeRevocation: 3, typeEntry: 4, typeHeartbeat: 5}
+var trustOrder = map[string]int{typeBundle: 1, typeCRL: 2, typeRevocation: 3, typeEntry: 4, typePolicy: 5, typeHeartbeat: 6}
 
 type trustKey struct{ typ, name string }
 
@@ -77,6 +78,11 @@ func (b *batch) apply(r *nodev1.TrustResource) error {
 		set = func() { writable(b, typeEntry, &b.view.Entries)[r.GetName()] = m }
 		remove = func() { delete(writable(b, typeEntry, &b.view.Entries), r.GetName()) }
 		err = l.decode(r, m, func() error { return l.checkEntry(r.GetName(), m) })
+	case typePolicy:
+		m := new(nodev1.Policy)
+		set = func() { writable(b, typePolicy, &b.view.Policies)[r.GetName()] = m }
+		remove = func() { delete(writable(b, typePolicy, &b.view.Policies), r.GetName()) }
+		err = l.decode(r, m, func() error { return checkPolicy(r.GetName(), m) })
 	case typeBundle:
 		m := new(nodev1.Bundle)
 		set = func() { writable(b, typeBundle, &b.view.Bundles)[r.GetName()] = m }

@@ -42,6 +42,18 @@ func (l *Link) checkEntry(name string, e *nodev1.Entry) error {
 	return nil
 }
 
+// checkPolicy: a policy is what it is called. What it says is for the programs
+// to judge, which compile it.
+func checkPolicy(name string, p *nodev1.Policy) error {
+	if namespace, rest, ok := strings.Cut(p.GetName(), "/"); !ok || rest == "" || namespace == "" || namespace != p.GetNamespace() || name != p.GetName() {
+		return fault.New(fault.Invalid, "it calls itself %q in namespace %q", p.GetName(), p.GetNamespace())
+	}
+	if len(p.GetModules()) == 0 || p.GetVersion() == 0 || p.GetRegoVersion() > 1 {
+		return fault.New(fault.Invalid, "it has %d modules, version %d and Rego version %d", len(p.GetModules()), p.GetVersion(), p.GetRegoVersion())
+	}
+	return nil
+}
+
 // checkBundle: a bundle speaks for the domain it is named after, anchors
 // chains by CA certificates alone, and its sequence only grows.
 func checkBundle(name string, b, held *nodev1.Bundle) error {

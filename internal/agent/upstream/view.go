@@ -15,6 +15,8 @@ type View struct {
 	TrustDomain string
 	// Entries by name "<namespace>/<name>".
 	Entries map[string]*nodev1.Entry
+	// Policies by name "<namespace>/<name>".
+	Policies map[string]*nodev1.Policy
 	// Bundles by trust domain name.
 	Bundles map[string]*nodev1.Bundle
 	// CRLs by authority.

@@ -132,6 +132,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterSpiffeWorkloadAPIServer(r, s)
 	workloadv1.RegisterRevocationsServer(r, revocations{s: s})
 	workloadv1.RegisterTokensServer(r, tokens{s: s})
+	workloadv1.RegisterPoliciesServer(r, policies{s: s})
 	workloadv1.RegisterObjectsServer(r, objects{s: s})
 }
 

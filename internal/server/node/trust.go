@@ -16,8 +16,8 @@ import (
 
 // trustTypes are the types of the trust stream, in the order in which they
 // are sent when several wait: what verifies comes before what is verified,
-// and nothing waits behind entries but heartbeats.
-var trustTypes = []string{"bundle", "crl", "revocation", "entry", "heartbeat"}
+// and nothing waits behind entries but policies and heartbeats.
+var trustTypes = []string{"bundle", "crl", "revocation", "entry", "policy", "heartbeat"}
 
 func trustPriority(typ string) int {
 	for i, t := range trustTypes {

@@ -1,0 +1,89 @@
+package workloadapi
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/agent/upstream"
+	"github.com/legation-io/legation/internal/binding"
+	"github.com/legation-io/legation/internal/fault"
+	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
+	"google.golang.org/grpc"
+)
+
+// policies is the service legation.workload.v1.Policies: the declared policies
+// that bind one of the caller's identities.
+type policies struct {
+	workloadv1.UnimplementedPoliciesServer
+	s *Server
+}
+
+// Watch pushes the whole set, and again whenever it changes, while the caller
+// has a right to the identity.
+func (p policies) Watch(r *workloadv1.WatchPoliciesRequest, stream grpc.ServerStreamingServer[workloadv1.PolicySet]) error {
+	ctx := stream.Context()
+	return p.s.answer(ctx, workloadv1.Policies_Watch_FullMethodName, p.s.pushPolicies(ctx, r.GetSpiffeId(), stream.Send))
+}
+
+func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*workloadv1.PolicySet) error) error {
+	c, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.leave()
+	defer c.bind()()
+	entries, err := s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	if err != nil {
+		return c.because(err)
+	}
+	if entries = named(entries, spiffeID); len(entries) == 0 {
+		return fault.New(fault.Denied, "this process has no right to %.300q; ask without spiffe_id for its default identity", spiffeID)
+	}
+	as := entries[0]
+	var last []*nodev1.Policy
+	sent := false
+	for {
+		view, changed := s.p.Views.View()
+		if entry := view.Entries[as.Name]; sent && (entry == nil || entry.SpiffeId != as.SpiffeId) {
+			return fault.New(fault.Denied, "entry %s is no longer %s on this node", as.Name, as.SpiffeId)
+		}
+		// A set that was not yet received is no set: an empty one would deny.
+		if now := binds(view, as); view.Synced && (!sent || !slices.Equal(last, now)) {
+			if err := c.same(); err != nil {
+				return err
+			}
+			if err := send(composePolicies(now)); err != nil {
+				return err
+			}
+			last, sent = now, true
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+			return c.because(c.ctx.Err())
+		}
+	}
+}
+
+// binds are the policies about an identity, by name.
+func binds(view *upstream.View, e *nodev1.Entry) []*nodev1.Policy {
+	var found []*nodev1.Policy
+	for _, p := range view.Policies {
+		if binding.Binds(p.GetNamespace(), p.GetSubjects(), e.GetNamespace(), e.GetSpiffeId()) {
+			found = append(found, p)
+		}
+	}
+	slices.SortFunc(found, func(a, b *nodev1.Policy) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return found
+}
+
+func composePolicies(all []*nodev1.Policy) *workloadv1.PolicySet {
+	set := &workloadv1.PolicySet{Policies: make([]*workloadv1.Policy, len(all))}
+	for i, p := range all {
+		set.Policies[i] = &workloadv1.Policy{Name: p.GetName(), Version: p.GetVersion(), Modules: p.GetModules(),
+			RegoVersion: p.GetRegoVersion(), Data: p.GetData(), Query: p.GetQuery()}
+	}
+	return set
+}
