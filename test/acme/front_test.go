@@ -22,6 +22,8 @@ import (
 type front struct {
 	Directory string
 	TLS       *x509.CertPool
+	// certificate of the front itself.
+	certificate *x509.Certificate
 
 	mu       sync.Mutex
 	requests []string // "METHOD /path"
@@ -71,6 +73,7 @@ func newFront(t testing.TB, p *pebble.Pebble) *front {
 	f.Directory = server.URL + "/dir"
 	f.TLS = x509.NewCertPool()
 	f.TLS.AddCert(server.Certificate())
+	f.certificate = server.Certificate()
 	return f
 }
 

@@ -19,10 +19,11 @@ import (
 
 	"github.com/legation-io/legation/sdk/acmecert"
 	"github.com/legation-io/legation/test/acme/pebble"
+	"github.com/legation-io/legation/test/e2e/world"
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	code := world.Run(m)
 	pebble.RemoveBuilt()
 	os.Exit(code)
 }
