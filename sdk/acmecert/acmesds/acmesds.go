@@ -7,9 +7,9 @@
 // The secret of a domain has the domain's name, e.g. "model.example.org" or
 // "*.example.org": a tls_certificate with chain, key and, when there is one,
 // the OCSP response. The socket is a Unix socket of mode 0600 and the only
-// door: whoever is another user (and not root) cannot open it. The protocol is
-// state of the world (StreamSecrets, what an api_config_source of api_type
-// GRPC speaks); DeltaSecrets answers Unimplemented.
+// door: whoever is another user (and not root) cannot open it. Both protocols
+// are spoken, state of the world and incremental (an api_config_source of
+// api_type GRPC and DELTA_GRPC).
 //
 //	legation_acme_sds_responses_total{result="sent|acknowledged|refused"}
 //	legation_acme_sds_streams

@@ -178,6 +178,65 @@ func TestAGatewayGetsWhatItNamesAndEveryChangeOfIt(t *testing.T) {
 	}
 }
 
+func TestAnIncrementalStreamGetsOnlyWhatChanged(t *testing.T) {
+	k := newKept()
+	k.set("a.test", certificate(t, "a.test", 1))
+	c := client(t, serve(t, k, nil))
+	stream, err := c.DeltaSecrets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(r *discoveryv3.DeltaDiscoveryRequest) {
+		t.Helper()
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := func() (string, *discoveryv3.DeltaDiscoveryResponse) {
+		t.Helper()
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all string
+		for _, resource := range r.Resources {
+			all += resource.Name + " "
+		}
+		return all, r
+	}
+	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeSecret, ResourceNamesSubscribe: []string{"a.test", "b.test"}})
+	got, r := names()
+	if got != "a.test " {
+		t.Errorf("first %q", got)
+	}
+	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeSecret, ResponseNonce: r.Nonce})
+	k.set("b.test", certificate(t, "b.test", 2))
+	if got, _ := names(); got != "b.test " {
+		t.Errorf("then %q", got)
+	}
+	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeSecret, ResourceNamesUnsubscribe: []string{"b.test"}, ResourceNamesSubscribe: []string{"c.test"}})
+	k.set("c.test", certificate(t, "c.test", 3))
+	if got, _ := names(); got != "c.test " {
+		t.Errorf("for a further name %q", got)
+	}
+	k.set("b.test", certificate(t, "b.test", 4)) // asked for no more
+	k.set("a.test", certificate(t, "a.test", 5))
+	got, r = names()
+	if got != "a.test " {
+		t.Errorf("after one was given up %q", got)
+	}
+	held := r.Resources[0].Version
+	stream.CloseSend()
+	// A new stream that has it already is not sent it again.
+	if stream, err = c.DeltaSecrets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeSecret, ResourceNamesSubscribe: []string{"a.test", "c.test"}, InitialResourceVersions: map[string]string{"a.test": held}})
+	if got, _ := names(); got != "c.test " {
+		t.Errorf("again %q", got)
+	}
+}
+
 func TestTheSocketIsTheOwnersAlone(t *testing.T) {
 	path := serve(t, newKept(), nil)
 	info, err := os.Stat(path)

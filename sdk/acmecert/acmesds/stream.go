@@ -26,6 +26,16 @@ const typeSecret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v
 // StreamSecrets implements SDS, state of the world: what a gateway names is
 // sent when it is there, and again whenever it changes.
 func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecretsServer) error {
+	g := &gateway{server: s}
+	return serveStream(s, stream, g.receive, func(certificates map[string]*tls.Certificate) error { return g.push(stream, certificates) })
+}
+
+// serveStream runs one stream of either protocol: receive takes a request,
+// push sends what is due.
+func serveStream[R any](s *Server, stream interface {
+	Context() context.Context
+	Recv() (R, error)
+}, receive func(R) error, push func(map[string]*tls.Certificate) error) error {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
@@ -36,7 +46,7 @@ func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 	defer s.streams.Dec()
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	requests := make(chan *discoveryv3.DiscoveryRequest)
+	requests := make(chan R)
 	failed := make(chan error, 1)
 	s.readers.Go(func() { // ends with the stream
 		for {
@@ -52,15 +62,14 @@ func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 			}
 		}
 	})
-	g := &gateway{server: s}
 	for {
 		certificates, changed := s.config.Source.Certificates()
-		if err := g.push(stream, certificates); err != nil {
+		if err := push(certificates); err != nil {
 			return err
 		}
 		select {
 		case r := <-requests:
-			if err := g.receive(r); err != nil {
+			if err := receive(r); err != nil {
 				return err
 			}
 		case <-changed:
@@ -82,8 +91,8 @@ type gateway struct {
 }
 
 func (g *gateway) receive(r *discoveryv3.DiscoveryRequest) error {
-	if r.GetTypeUrl() != "" && r.GetTypeUrl() != typeSecret {
-		return status.Errorf(codes.InvalidArgument, "%.200q is not served here, only %s", r.GetTypeUrl(), typeSecret)
+	if err := checkType(r.GetTypeUrl()); err != nil {
+		return err
 	}
 	if len(r.GetResourceNames()) > maxNames {
 		return status.Errorf(codes.InvalidArgument, "%d names in one stream: at most %d", len(r.GetResourceNames()), maxNames)
@@ -91,13 +100,7 @@ func (g *gateway) receive(r *discoveryv3.DiscoveryRequest) error {
 	if r.GetResponseNonce() != "" && r.GetResponseNonce() != strconv.Itoa(g.nonce) {
 		return nil // about what was sent before: overtaken
 	}
-	switch {
-	case r.GetErrorDetail() != nil:
-		g.server.responses.WithLabelValues("refused").Inc()
-		g.server.log.Error("a gateway refuses its certificate and keeps the one before", "names", g.names, "error", fmt.Sprintf("%.500q", r.GetErrorDetail().GetMessage()))
-	case r.GetResponseNonce() != "":
-		g.server.responses.WithLabelValues("acknowledged").Inc()
-	}
+	g.server.answered(r.GetResponseNonce(), r.GetErrorDetail(), g.names)
 	names := slices.Clone(r.GetResourceNames())
 	slices.Sort(names)
 	if names = slices.Compact(names); !slices.Equal(names, g.names) {
