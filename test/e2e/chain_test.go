@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/legation-io/legation/test/e2e/world"
 )
@@ -17,8 +19,7 @@ func TestA46TheCallingChainCrossesEnvoyAndTheSDK(t *testing.T) {
 	n := w.Join("n1")
 	host := w.IP()
 	db, inbound, app, outbound := host+":15444", host+":15443", host+":8080", host+":9001"
-	orders := strings.Replace(world.Service("orders", host, 15443, "orders"), "{name: orders, namespace: default}",
-		`{name: orders, namespace: default, annotations: {legation.io/identity-headers: "true"}}`, 1)
+	orders := withIdentityHeaders(world.Service("orders", host, 15443, "orders"), "orders")
 	w.Apply(world.Identity("shop", "n1", "unix:path:"+w.As("shop")) + world.Identity("orders", "n1", "unix:path:"+w.As("orders")) +
 		world.Identity("db", "n1", "unix:path:"+w.As("db")) + orders + world.Service("db", host, 15444, "db"))
 	w.Run("db", []string{w.As("db"), "sdk-serve", db, n.Socket}).Says("serving " + world.ID("db"))
@@ -54,4 +55,43 @@ func TestA46TheCallingChainCrossesEnvoyAndTheSDK(t *testing.T) {
 	if strings.Contains(r.Stdout, "chain spiffe") {
 		t.Errorf("a request past the sidecar is answered %s", r.Stdout)
 	}
+}
+
+// TestA35AConnectionWhoseRequestsAreReadEndsToo: a port whose program is told
+// who calls is read as HTTP, and a revocation ends its connections all the
+// same, those between two requests included.
+func TestA35AConnectionWhoseRequestsAreReadEndsToo(t *testing.T) {
+	t.Parallel()
+	w := world.Start(t)
+	n := w.Join("n1")
+	host := w.IP()
+	inbound, app := host+":15443", host+":8080"
+	w.Apply(world.Identity("bob", "n1", "unix:path:"+w.As("bob")) + withIdentityHeaders(world.Service("bob", host, 15443, "bob"), "bob"))
+	n.Run("bob", nil, []string{"--inbound", inbound + "=" + app}, w.As("bob"), "serve", app, "bob")
+	svid, cert := me(t, w, n)
+	var conn *tls.Conn
+	world.Until(t, world.Patience, "bob's Envoy answers", func() (err error) {
+		if conn != nil {
+			conn.Close()
+		}
+		if conn, err = tls.DialWithDialer(dialer, "tcp", inbound, &tls.Config{Certificates: []tls.Certificate{*cert}, InsecureSkipVerify: true}); err != nil {
+			return err
+		}
+		return held{conn}.use()
+	})
+	defer conn.Close()
+	if err := (held{conn}).use(); err != nil {
+		t.Fatalf("the second request on a connection: %v", err)
+	}
+	p := &pair{World: w}
+	r := p.revoke(svid.ID.String(), "--reason", "lost")
+	if r.ConnectionsClosed == 0 || r.ConnectionsFailed != 0 {
+		t.Errorf("connections: %+v", r)
+	}
+	held{conn}.ended(t, 2*time.Second)
+}
+
+func withIdentityHeaders(service, name string) string {
+	return strings.Replace(service, "{name: "+name+", namespace: default}",
+		"{name: "+name+`, namespace: default, annotations: {legation.io/identity-headers: "true"}}`, 1)
 }
