@@ -226,7 +226,7 @@ func TestThereIsNoTrustYet(t *testing.T) {
 // handshakes, changes of trust, answers of the responder, and moves of the
 // clock, back too. What was revoked for good stays refused.
 func TestRememberedAndFreshVerdictsNeverDiffer(t *testing.T) {
-	steps, seeds := 1200, 6
+	steps, seeds := 500, 6
 	if os.Getenv("LEGATION_LONG") != "" {
 		steps, seeds = 4000, 40
 	}

@@ -1,10 +1,10 @@
-// Package chaincheck answers "is this chain an X.509-SVID that this trust
+// Package chaincheck answers "is this chain an X509-SVID that this trust
 // domain issued and has not taken back". It is the one verifier of every Go
 // part: it builds the path itself, checks every link by path and by
 // certificate revocation list, and explains each link, or names the one
 // cause of a refusal.
 //
-// It follows the X.509-SVID standard and RFC 5280, is strict where a standard
+// It follows the X509-SVID standard and RFC 5280, is strict where a standard
 // says MUST, and does no unbounded work: a chain from a stranger costs at
 // most a fixed number of signature checks and name comparisons. Who may talk
 // to whom is left to the caller, who gets the SPIFFE ID.

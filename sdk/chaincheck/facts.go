@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"fmt"
 	"slices"
 	"time"
 
@@ -140,8 +141,14 @@ func validityForm(tbs []byte) bool {
 	return validity.Empty()
 }
 
+// SPIFFE-ID 2.3.
+const (
+	maxID          = 2048
+	maxTrustDomain = 255
+)
+
 // spiffeID returns the one URI name, as it stands in the certificate
-// (X.509-SVID 2, 5.2). Nothing is normalised.
+// (X509-SVID 2, 5.2). Nothing is normalised.
 func (f *facts) spiffeID() (spiffeid.ID, *Error) {
 	var uri []byte
 	for _, n := range f.names {
@@ -149,19 +156,25 @@ func (f *facts) spiffeID() (spiffeid.ID, *Error) {
 			continue
 		}
 		if uri != nil {
-			return spiffeid.ID{}, refuse(WrongSAN, f.cert, "it has more than one URI name (X.509-SVID 2)")
+			return spiffeid.ID{}, refuse(WrongSAN, f.cert, "it has more than one URI name (X509-SVID 2)")
 		}
 		uri = n.value
 	}
 	if uri == nil {
-		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "it has no URI name, so no SPIFFE ID; names of other types do not count (X.509-SVID 2)")
+		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "it has no URI name, so no SPIFFE ID; names of other types do not count (X509-SVID 2)")
+	}
+	if len(uri) > maxID {
+		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "its SPIFFE ID has %d bytes, at most %d are accepted (SPIFFE-ID 2.3)", len(uri), maxID)
 	}
 	id, err := spiffeid.FromString(string(uri))
+	if err == nil && len(id.TrustDomain().Name()) > maxTrustDomain {
+		err = fmt.Errorf("its trust domain has more than %d bytes (SPIFFE-ID 2.3)", maxTrustDomain)
+	}
 	if err != nil {
 		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "its URI name %.256q is no SPIFFE ID: %v", uri, err)
 	}
 	if id.Path() == "" {
-		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "its SPIFFE ID %s has no path: it names a trust domain, not a workload (X.509-SVID 3.1)", id)
+		return spiffeid.ID{}, refuse(WrongSAN, f.cert, "its SPIFFE ID %s has no path: it names a trust domain, not a workload (X509-SVID 3.1)", id)
 	}
 	return id, nil
 }
@@ -177,29 +190,29 @@ func (f *facts) checkValid(now time.Time) *Error {
 	return nil
 }
 
-// checkProfile: what X.509-SVID asks of a leaf beyond RFC 5280.
+// checkProfile: what X509-SVID asks of a leaf beyond RFC 5280.
 func (f *facts) checkProfile() *Error {
 	c := f.cert
 	switch {
 	case !f.hasKU:
-		return refuse(BadUsage, c, "it has no key usage (X.509-SVID 4.3)")
+		return refuse(BadUsage, c, "it has no key usage (X509-SVID 4.3)")
 	case !f.kuCritical:
-		return refuse(BadUsage, c, "its key usage is not critical (X.509-SVID 4.3)")
+		return refuse(BadUsage, c, "its key usage is not critical (X509-SVID 4.3)")
 	case c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
-		return refuse(BadUsage, c, "its key usage lacks digitalSignature (X.509-SVID 4.3)")
+		return refuse(BadUsage, c, "its key usage lacks digitalSignature (X509-SVID 4.3)")
 	}
 	return nil
 }
 
-// checkLeaf: X.509-SVID 4 and 5.2, RFC 5280 4.2.1.
+// checkLeaf: X509-SVID 4 and 5.2, RFC 5280 4.2.1.
 func (f *facts) checkLeaf(usage Usage, now time.Time) *Error {
 	c := f.cert
 	const signs = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	switch {
 	case c.IsCA:
-		return refuse(BadUsage, c, "it is a CA certificate and authenticates nobody (X.509-SVID 4.1)")
+		return refuse(BadUsage, c, "it is a CA certificate and authenticates nobody (X509-SVID 4.1)")
 	case c.KeyUsage&signs != 0:
-		return refuse(BadUsage, c, "its key usage has keyCertSign or cRLSign (X.509-SVID 4.3)")
+		return refuse(BadUsage, c, "its key usage has keyCertSign or cRLSign (X509-SVID 4.3)")
 	case f.constraints != nil:
 		return refuse(Malformed, c, "it has name constraints, which only CA certificates may have (RFC 5280 4.2.1.10)")
 	case c.BasicConstraintsValid && (c.MaxPathLen > 0 || c.MaxPathLenZero):
@@ -219,7 +232,7 @@ func (f *facts) checkLeaf(usage Usage, now time.Time) *Error {
 	return f.checkValid(now)
 }
 
-// checkCA: X.509-SVID 3.2, 4.1, 4.3 and RFC 5280 4.2.1, for intermediates and
+// checkCA: X509-SVID 3.2, 4.1, 4.3 and RFC 5280 4.2.1, for intermediates and
 // trust anchors alike.
 func (f *facts) checkCA(usage Usage, now time.Time) *Error {
 	if !f.caDone {
@@ -232,11 +245,11 @@ func (f *facts) checkCAOnce(usage Usage, now time.Time) *Error {
 	c := f.cert
 	switch {
 	case !c.BasicConstraintsValid || !c.IsCA:
-		return refuse(BadUsage, c, "it is not a CA and so issues nothing (X.509-SVID 4.1)")
+		return refuse(BadUsage, c, "it is not a CA and so issues nothing (X509-SVID 4.1)")
 	case !f.bcCritical:
 		return refuse(Malformed, c, "it is a CA whose basic constraints are not critical (RFC 5280 4.2.1.9)")
 	case !f.hasKU || c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return refuse(BadUsage, c, "it is a CA without keyCertSign (X.509-SVID 4.3)")
+		return refuse(BadUsage, c, "it is a CA without keyCertSign (X509-SVID 4.3)")
 	case len(c.RawSubject) <= 2:
 		return refuse(Malformed, c, "it is a CA with an empty subject (RFC 5280 4.1.2.6)")
 	case len(c.SubjectKeyId) == 0:

@@ -32,7 +32,7 @@ type search struct {
 	usage    Usage
 	now      time.Time
 	maxDepth int  // intermediates that are not self-issued
-	spiffe   bool // hold certificates against what only X.509-SVID asks
+	spiffe   bool // hold certificates against what only X509-SVID asks
 	evidence      // what is known of revocation
 
 	path       []*facts
@@ -184,16 +184,29 @@ func (s *search) factsOf(cert *x509.Certificate) *facts {
 	return f
 }
 
-// checkSigningID: the SPIFFE ID of a signing certificate, if it has one, has
-// no path (X.509-SVID 3.2).
+// checkSigningID: a signing certificate with a SPIFFE ID is an SVID, whose ID
+// has no path (X509-SVID 3.2) and is its only URI (2), and whose key usage is
+// critical (4.3).
 func (f *facts) checkSigningID() *Error {
+	uris, svid := 0, false
 	for _, n := range f.names {
-		if n.kind != nameURI || !bytes.HasPrefix(bytes.ToLower(n.value[:min(len(n.value), 9)]), []byte("spiffe://")) {
+		if n.kind != nameURI {
 			continue
 		}
-		if id, err := spiffeid.FromString(string(n.value)); err != nil || id.Path() != "" {
-			return refuse(WrongSAN, f.cert, "it is a CA whose SPIFFE ID %.256q is not that of a trust domain (X.509-SVID 3.2)", n.value)
+		uris++
+		if !bytes.HasPrefix(bytes.ToLower(n.value[:min(len(n.value), 9)]), []byte("spiffe://")) {
+			continue
 		}
+		svid = true
+		if id, err := spiffeid.FromString(string(n.value)); err != nil || id.Path() != "" {
+			return refuse(WrongSAN, f.cert, "it is a CA whose SPIFFE ID %.256q is not that of a trust domain (X509-SVID 3.2)", n.value)
+		}
+	}
+	switch {
+	case svid && uris > 1:
+		return refuse(WrongSAN, f.cert, "it is a CA with a SPIFFE ID and %d other URI names (X509-SVID 2)", uris-1)
+	case svid && !f.kuCritical:
+		return refuse(BadUsage, f.cert, "it is a CA with a SPIFFE ID whose key usage is not critical (X509-SVID 4.3)")
 	}
 	return nil
 }
