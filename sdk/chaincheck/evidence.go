@@ -82,10 +82,19 @@ func (s *search) judge(i int) Revocation {
 	if s.policy == Off || issuer == nil {
 		return Revocation{}
 	}
-	best := s.crls.Lookup(child, issuer, s.now, &s.work)
-	if best.Status == StatusRevoked {
-		return best
+	crl, found := s.crls.find(child, issuer, s.now, &s.work)
+	if crl.Status == StatusRevoked {
+		return crl
 	}
+	r := s.judgeAnswers(i, child, issuer, crl)
+	if r.Status == StatusUnknown && !found {
+		r.Why = noList(issuer).Why + strings.TrimSuffix("; "+r.Why, "; ")
+	}
+	return r
+}
+
+// judgeAnswers adds what OCSP says to what a list said.
+func (s *search) judgeAnswers(i int, child, issuer *x509.Certificate, best Revocation) Revocation {
 	if i == 0 && len(s.staple) > 0 {
 		if best = better(best, s.judgeStaple(child, issuer)); best.Status == StatusRevoked {
 			return best

@@ -1,7 +1,9 @@
 package chaincheck
 
 import (
+	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"testing"
 )
@@ -107,6 +109,65 @@ func FuzzCRL(f *testing.F) {
 					t.Fatalf("serial %x of the list is %s", entry.SerialNumber, r)
 				}
 			}
+		}
+	})
+}
+
+// FuzzOCSPResponse: responses come from a peer or from the network. Whatever
+// counts was signed by whom we say.
+func FuzzOCSPResponse(f *testing.F) {
+	w := ocspWorld(f)
+	responder := w.issuing.responder(f, nil)
+	f.Add(w.issuing.staple(f, w.leaf))
+	f.Add(w.issuing.staple(f, w.leaf, by(responder), func(r *reply) { r.byKey, r.hash, r.others, r.nonce = true, crypto.SHA256, 2, []byte("nonce") }))
+	f.Add(w.issuing.staple(f, w.leaf, func(r *reply) { r.status, r.reason = StatusRevoked, 1 }))
+	f.Add(w.issuing.staple(f, w.leaf, func(r *reply) { r.outer = 3 }))
+	f.Add(w.issuing.staple(f, w.leaf, func(r *reply) {
+		r.single = []pkix.Extension{{Id: oidArchiveCutoff, Critical: true, Value: []byte{5, 0}}}
+	}))
+	// Signatures of seeds differ from run to run, so the property is told from
+	// the parsed response, by the standard library's own reading of it.
+	f.Fuzz(func(t *testing.T, der []byte) {
+		response, err := parseOCSP(der)
+		if err != nil {
+			if err.Error() == "" {
+				t.Fatal("a refusal without a reason")
+			}
+			return
+		}
+		work := Work{}
+		answer, err := response.answerFor(w.leaf, w.issuing.cert, &work)
+		if work.Signatures > 2*maxOCSPResponder {
+			t.Fatalf("%d signatures were checked", work.Signatures)
+		}
+		if err != nil {
+			return
+		}
+		signer := w.issuing.cert
+		if answer.responder != nil {
+			signer = answer.responder
+			if signer.CheckSignatureFrom(w.issuing.cert) != nil {
+				t.Fatal("the responder was not appointed")
+			}
+		}
+		if signer.CheckSignature(response.algorithm, response.tbs, response.signature) != nil {
+			t.Fatal("an answer counts that nobody signed")
+		}
+		_ = answer.judge(SourceStaple, w.issuing.cert, now, nil, nil, &work).String()
+	})
+}
+
+// FuzzStapledResponse: any bytes as staple neither panic nor acquit more than
+// the genuine one.
+func FuzzStapledResponse(f *testing.F) {
+	w := ocspWorld(f)
+	f.Add(w.issuing.staple(f, w.leaf))
+	f.Fuzz(func(t *testing.T, der []byte) {
+		p := w.params
+		p.Staple = der
+		result, err := Verify(p)
+		if err == nil && result.Links[0].Revocation.Source != SourceStaple {
+			t.Fatalf("%s", result.Links[0])
 		}
 	})
 }

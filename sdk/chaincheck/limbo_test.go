@@ -65,6 +65,19 @@ func pemDER(t testing.TB, text string) []byte {
 // would do: limbo's certificates carry DNS and IP names, not SPIFFE IDs.
 func (c *limboCase) verdict(t testing.TB) (Cause, string, Work) {
 	t.Helper()
+	return c.verdictUnder(t, nil)
+}
+
+func hostOf(c *limboCase) (host, bool) {
+	if c.ExpectedPeer == nil {
+		return host{}, false
+	}
+	return parseHost(c.ExpectedPeer.Value)
+}
+
+// verdictUnder overrides the policy of revocation; nil is the case's own.
+func (c *limboCase) verdictUnder(t testing.TB, policy *Policy) (Cause, string, Work) {
+	t.Helper()
 	parse := func(texts ...string) ([]*x509.Certificate, error) {
 		var certs []*x509.Certificate
 		for _, text := range texts {
@@ -109,6 +122,19 @@ func (c *limboCase) verdict(t testing.TB) (Cause, string, Work) {
 		}
 		p.CRLs, _ = NewCRLSet(ders)
 	}
+	if policy != nil {
+		p.Revocation = *policy
+	}
+	if _, ok := hostOf(c); ok && p.Usage == Server {
+		// What the function for servers says is the verdict.
+		p.Chain = chain
+		result, err := VerifyServerName(p, anchors, c.ExpectedPeer.Value)
+		if err == nil {
+			return "", "", result.Work
+		}
+		refused := err.(*Error)
+		return refused.Cause, refused.Error(), refused.Work
+	}
 	leaf, refused := factsOf(chain[0])
 	if refused != nil {
 		return refused.Cause, refused.Error(), Work{}
@@ -117,8 +143,8 @@ func (c *limboCase) verdict(t testing.TB) (Cause, string, Work) {
 	if refused := s.run(); refused != nil {
 		return refused.Cause, refused.Error(), s.work
 	}
-	if c.ExpectedPeer != nil && c.ExpectedPeer.Kind != "RFC822" {
-		if want, ok := parseHost(c.ExpectedPeer.Value); !ok || !leaf.servesHost(want) {
+	if c.ExpectedPeer != nil {
+		if want, ok := hostOf(c); !ok || !leaf.servesHost(want) {
 			return WrongSAN, "no name is " + c.ExpectedPeer.Value, s.work
 		}
 	}
@@ -210,6 +236,30 @@ func TestLimboCorpus(t *testing.T) {
 			t.Fatal(err)
 		}
 		fmt.Println("testdata/limbo.verdicts is rewritten")
+	}
+}
+
+// TestLimboCorpusUnderEveryPolicy: without lists, Require refuses all that
+// was accepted, Prefer and Off refuse nothing more; with lists, Off is the only
+// one that does not look at them.
+func TestLimboCorpusUnderEveryPolicy(t *testing.T) {
+	require, prefer, off := Require, Prefer, Off
+	for _, c := range limboCases(t) {
+		own, detail, _ := c.verdict(t)
+		if own == TooComplex {
+			continue
+		}
+		strict, _, _ := c.verdictUnder(t, &require)
+		lax, _, _ := c.verdictUnder(t, &prefer)
+		none, _, _ := c.verdictUnder(t, &off)
+		switch {
+		case len(c.CRLs) > 0 && strict != own, len(c.CRLs) == 0 && none != own, len(c.CRLs) == 0 && lax != own:
+			t.Errorf("%s: %q (%s); Require %q, Prefer %q, Off %q", c.ID, own, detail, strict, lax, none)
+		case len(c.CRLs) == 0 && own == "" && strict == "":
+			t.Errorf("%s: accepted without any list under Require (%q)", c.ID, strict)
+		case own == Revoked && (lax != Revoked || none != ""):
+			t.Errorf("%s: revoked; Prefer %q, Off %q", c.ID, lax, none)
+		}
 	}
 }
 

@@ -292,7 +292,7 @@ func (a *ocspAnswer) mayAnswer(issuer *x509.Certificate, now time.Time, crls *CR
 	if d := denied.certificate(a.responder, issuer); d != nil {
 		return "is denied: " + d.String(), until
 	}
-	crl := crls.Lookup(a.responder, issuer, now, work)
+	crl, found := crls.find(a.responder, issuer, now, work)
 	switch {
 	case crl.Status == StatusRevoked:
 		return "is itself " + crl.String(), until
@@ -300,6 +300,9 @@ func (a *ocspAnswer) mayAnswer(issuer *x509.Certificate, now time.Time, crls *CR
 		return "", until
 	case crl.Status == StatusGood:
 		return "", earlier(until, crl.until)
+	}
+	if !found {
+		crl = noList(issuer)
 	}
 	return "has a certificate without id-pkix-ocsp-nocheck, and its " + crl.String(), until
 }

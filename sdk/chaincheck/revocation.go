@@ -18,26 +18,36 @@ func (set *CRLSet) Lookup(child, issuer *x509.Certificate, now time.Time, work *
 	if work == nil {
 		work = &Work{}
 	}
-	if set == nil {
-		return unknown("no CRL of %s is here", describeIssuer(issuer))
+	r, found := set.find(child, issuer, now, work)
+	if !found {
+		return noList(issuer)
 	}
-	var why Revocation
+	return r
+}
+
+func noList(issuer *x509.Certificate) Revocation {
+	return unknown("no CRL of %s is here", describeIssuer(issuer))
+}
+
+// find is Lookup without words where no list speaks of child.
+func (set *CRLSet) find(child, issuer *x509.Certificate, now time.Time, work *Work) (r Revocation, found bool) {
+	if set == nil {
+		return Revocation{Status: StatusUnknown}, false
+	}
+	r.Status = StatusUnknown
 	for _, l := range set.byIssuer[string(issuer.RawSubject)] {
 		if l.eeOnly && child.IsCA || l.caOnly && !child.IsCA {
 			continue
 		}
 		if problem := l.genuine(issuer, work); problem != "" {
-			if why.Why == "" {
-				why = unknown("CRL %s of %s %s", l.crl.Number, describeIssuer(issuer), problem)
+			if !found {
+				r, found = unknown("CRL %s of %s %s", l.crl.Number, describeIssuer(issuer), problem), true
 			}
 			continue
 		}
-		return l.decide(child, now)
+		return l.decide(child, now), true
 	}
-	if why.Why == "" {
-		return unknown("no CRL of %s is here", describeIssuer(issuer))
-	}
-	return why
+	return r, found
 }
 
 func describeIssuer(issuer *x509.Certificate) string { return fmt.Sprintf("%.128q", issuer.Subject) }

@@ -43,11 +43,13 @@ func VerifyServerName(p Params, roots []*x509.Certificate, host string) (*Result
 	}
 	s := newSearch(leaf, p.Chain[1:], roots, p)
 	defer s.stop()
-	if !leaf.servesHost(want) {
-		return nil, refuse(WrongSAN, leaf.cert, "none of its names is %s (RFC 9525 6)", want)
-	}
 	if err := s.run(); err != nil {
 		return nil, err
+	}
+	if !leaf.servesHost(want) {
+		e := refuse(WrongSAN, leaf.cert, "none of its names is %s (RFC 9525 6)", want)
+		e.Path, e.Anchors, e.Work = s.result(&Result{}).Path, roots, s.work
+		return nil, e
 	}
 	return s.result(&Result{Host: want.String()}), nil
 }

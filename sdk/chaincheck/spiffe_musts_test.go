@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -215,6 +216,7 @@ func TestX509SVID41SigningCertificatesAreCAs(t *testing.T) {
 		{"no basic constraints", bendCA(func(c *x509.Certificate) {
 			c.BasicConstraintsValid, c.IsCA, c.SubjectKeyId = false, false, []byte{1, 2, 3, 4}
 		}), BadUsage},
+		{"basic constraints that are not critical", bendCA(raw(extBasicConstraints, false, tlv(0x30, []byte{1, 1, 0xff}))), Malformed},
 		{"with a path length", bendCA(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true }), ""},
 	})
 }
@@ -291,4 +293,32 @@ func TestX509SVID52TheIDHasAPath(t *testing.T) {
 		{"a trust domain's ID", withID("spiffe://example.org"), WrongSAN},
 		{"with a slash", withID("spiffe://example.org/"), WrongSAN},
 	})
+}
+
+func TestDatesAreWrittenAsRFC5280Demands(t *testing.T) {
+	w := newWorld(t)
+	w.params.Revocation = Off
+	for _, tt := range []struct {
+		name     string
+		from, to []byte
+		accepted bool
+	}{
+		{"UTCTime", instant(23, now), instant(23, now.Add(time.Hour)), true},
+		{"GeneralizedTime after 2049", instant(23, now), instant(24, time.Date(2050, 1, 1, 0, 0, 0, 0, time.UTC)), true},
+		{"no end", instant(23, now), tlv(24, []byte("99991231235959Z")), true},
+		{"GeneralizedTime before 2050", instant(24, now), instant(23, now.Add(time.Hour)), false},
+		{"no seconds", tlv(23, []byte("2601010000Z")), instant(23, now.Add(time.Hour)), false},
+		{"a time zone", instant(23, now), tlv(23, []byte("260601000000+0000")), false},
+		{"fractions of a second", instant(23, now), tlv(24, []byte("20600101000000.5Z")), false},
+		{"no Z", instant(23, now), tlv(24, []byte("20600101000000")), false},
+		{"another type", tlv(22, []byte("260101000000Z")), instant(23, now.Add(time.Hour)), false},
+		{"the end before the beginning", instant(23, now), instant(23, now.Add(-time.Hour)), false},
+	} {
+		bent := takeApart(t, w.leaf, w.issuing.key)
+		bent.validity = tlv(0x30, tt.from, tt.to)
+		_, err := VerifyLeafRaw([][]byte{bent.build(t), w.issuing.cert.Raw}, w.params)
+		if (err == nil) != tt.accepted {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
 }

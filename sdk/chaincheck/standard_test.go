@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// One test per MUST of the X509-SVID standard that a verifier can check.
+// One test for each MUST of the X509-SVID standard that a verifier can check;
+// more are in spiffe_musts_test.go.
 
 func TestX509SVID2ExactlyOneURI(t *testing.T) {
 	id := general(nameURI, workload)
@@ -61,20 +62,6 @@ func TestX509SVID32SigningCertificates(t *testing.T) {
 	})
 }
 
-func TestX509SVID41BasicConstraints(t *testing.T) {
-	check(t, []row{
-		{"a leaf with cA true", bendLeaf(func(c *x509.Certificate) { c.IsCA = true }), BadUsage},
-		{"a leaf without basic constraints", bendLeaf(func(c *x509.Certificate) { c.BasicConstraintsValid = false }), ""},
-		{"an issuer with cA false", bendCA(func(c *x509.Certificate) { c.IsCA = false; c.SubjectKeyId = []byte{1, 2, 3, 4} }), BadUsage},
-		{"an issuer without basic constraints", bendCA(func(c *x509.Certificate) {
-			c.BasicConstraintsValid = false
-			c.IsCA = false
-			c.SubjectKeyId = []byte{1, 2, 3, 4}
-		}), BadUsage},
-		{"an issuer whose basic constraints are not critical", bendCA(raw(extBasicConstraints, false, tlv(0x30, []byte{1, 1, 0xff}))), Malformed},
-	})
-}
-
 func TestX509SVID42NameConstraintsHoldForTheSPIFFEID(t *testing.T) {
 	permit := func(domains ...string) func(*testing.T, *world) {
 		return bendCA(func(c *x509.Certificate) { c.PermittedDNSDomainsCritical, c.PermittedURIDomains = true, domains })
@@ -83,23 +70,6 @@ func TestX509SVID42NameConstraintsHoldForTheSPIFFEID(t *testing.T) {
 		{"its trust domain is permitted", permit("example.org"), ""},
 		{"one of several", permit("other.example", "example.org"), ""},
 		{"another trust domain is permitted", permit("other.example"), Constraint},
-	})
-}
-
-func TestX509SVID43KeyUsage(t *testing.T) {
-	usage := func(u x509.KeyUsage) func(*testing.T, *world) {
-		return bendLeaf(func(c *x509.Certificate) { c.KeyUsage = u })
-	}
-	const sig = x509.KeyUsageDigitalSignature
-	check(t, []row{
-		{"keyEncipherment and keyAgreement besides", usage(sig | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement), ""},
-		{"a leaf without key usage", usage(0), BadUsage},
-		{"a leaf without digitalSignature", usage(x509.KeyUsageKeyEncipherment), BadUsage},
-		{"a leaf with keyCertSign", usage(sig | x509.KeyUsageCertSign), BadUsage},
-		{"a leaf with cRLSign", usage(sig | x509.KeyUsageCRLSign), BadUsage},
-		{"a leaf whose key usage is not critical", bendLeaf(raw(extKeyUsage, false, []byte{3, 2, 7, 0x80})), BadUsage},
-		{"an issuer without key usage", bendCA(func(c *x509.Certificate) { c.KeyUsage = 0 }), BadUsage},
-		{"an issuer without keyCertSign", bendCA(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }), BadUsage},
 	})
 }
 
