@@ -181,7 +181,7 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 	case p.reason == "" && now.Before(p.leaf.NotBefore):
 		set(False, ReasonNotYetValid, fmt.Sprintf("Certificate is valid only from %s; set the clocks right", p.leaf.NotBefore.UTC().Format(time.RFC3339)))
 	case p.reason == "" || p.reason == ReasonRenewing:
-		set(True, ReasonReady, "Certificate is up to date and has not expired")
+		set(True, ReasonReady, textReady)
 	default:
 		set(False, p.reason, p.text)
 	}

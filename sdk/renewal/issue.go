@@ -326,15 +326,28 @@ func (s *Scheduler) keep(ctx context.Context, a *attempt, got *signed) error {
 	return nil
 }
 
-// finish writes the status of a success and drops the request.
+// finish writes the status of a success and drops the request. The status is
+// whole, because nobody may be there to look again.
 func (s *Scheduler) finish(ctx context.Context, it *item, a *attempt) error {
-	k := a.c.Key()
-	it.memo.issued = s.cfg.Now()
-	err := updateStatus(ctx, s.cfg.Store, k, func(c *Certificate) {
+	k, now := a.c.Key(), s.cfg.Now()
+	chain, err := decodeChain(a.current.Data[TLSCert])
+	if err != nil {
+		return fmt.Errorf("read the new certificate of %s: %w", k, err)
+	}
+	leaf := chain[0]
+	it.memo.issued = now
+	err = updateStatus(ctx, s.cfg.Store, k, func(c *Certificate) {
 		n := a.revision()
 		c.Status.Revision = &n
 		c.Status.RemoveCondition(Issuing)
-		c.Status.LastFailureTime, c.Status.FailedIssuanceAttempts, c.Status.NextPrivateKeySecretName = nil, nil, nil
+		c.Status.LastFailureTime, c.Status.FailedIssuanceAttempts, c.Status.NextPrivateKeySecretName, c.Status.RenewalTime = nil, nil, nil, nil
+		c.Status.NotBefore, c.Status.NotAfter = NewTime(leaf.NotBefore), NewTime(leaf.NotAfter)
+		if at := s.plan(it, c, a.current, leaf, now); !at.IsZero() {
+			c.Status.RenewalTime = NewTime(at)
+		}
+		if p := s.inspect(c, a.current); p.reason == "" && !now.Before(leaf.NotBefore) {
+			c.Status.SetCondition(now, c.Metadata.Generation, Ready, True, ReasonReady, textReady)
+		}
 	})
 	if err != nil {
 		return err
@@ -342,11 +355,11 @@ func (s *Scheduler) finish(ctx context.Context, it *item, a *attempt) error {
 	if err := s.cfg.Store.DeleteSecret(ctx, k.Namespace, a.next.Name); err != nil {
 		return fmt.Errorf("delete the request of %s: %w", k, err)
 	}
-	if chain, err := decodeChain(a.current.Data[TLSCert]); err == nil {
-		s.log.Info("certificate issued", "certificate", k.String(), "issuer", a.c.Spec.IssuerRef.String(), "revision", strconv.Itoa(a.revision()), "serial", chain[0].SerialNumber.Text(16), "not_after", chain[0].NotAfter)
-	}
+	s.log.Info("certificate issued", "certificate", k.String(), "issuer", a.c.Spec.IssuerRef.String(), "revision", a.revision(), "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
 	return nil
 }
+
+const textReady = "Certificate is up to date and has not expired"
 
 // maxMessage bounds what an issuer's error takes in a status.
 const maxMessage = 1024

@@ -13,6 +13,7 @@ type planner struct {
 	seed  maphash.Seed
 	slots map[int64]int // minute of Unix time to renewals planned
 	of    map[Key]int64 // the minute of each certificate
+	storm map[int64]int // minute to overdue renewals that were put there, begun or not
 }
 
 const slot = time.Minute
@@ -22,7 +23,7 @@ const slot = time.Minute
 const candidates = 64
 
 func newPlanner() *planner {
-	return &planner{seed: maphash.MakeSeed(), slots: make(map[int64]int), of: make(map[Key]int64)}
+	return &planner{seed: maphash.MakeSeed(), slots: make(map[int64]int), of: make(map[Key]int64), storm: make(map[int64]int)}
 }
 
 func minuteOf(t time.Time) int64 { return t.Unix() / int64(slot/time.Second) }
@@ -103,16 +104,23 @@ func (p *planner) firstFit(k Key, now, latest time.Time, rate int) time.Time {
 	defer p.mu.Unlock()
 	first := minuteOf(now)
 	last := min(max(first, minuteOf(latest)), first+24*60)
+	for m := range p.storm {
+		if m < first || m > first+2*24*60 { // over, or the clock went back
+			delete(p.storm, m)
+		}
+	}
+	load := func(m int64) int { return max(p.slots[m], p.storm[m]) }
 	best := first
 	for m := first; m <= last; m++ {
-		if n := p.slots[m]; n < rate {
+		if n := load(m); n < rate {
 			best = m
 			break
-		} else if n < p.slots[best] {
+		} else if n < load(best) {
 			best = m
 		}
 	}
 	p.noteLocked(k, best)
+	p.storm[best]++
 	if best == first {
 		return now
 	}

@@ -1,0 +1,219 @@
+package folder
+
+import (
+	"bytes"
+	"encoding/pem"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/legation-io/legation/sdk/renewal"
+	"github.com/legation-io/legation/sdk/renewal/storetest"
+)
+
+func open(t *testing.T, dir string, log *bytes.Buffer) *Folder {
+	t.Helper()
+	cfg := Config{Dir: filepath.Join(dir, "certs"), State: filepath.Join(dir, "state"), Poll: 50 * time.Millisecond}
+	if log != nil {
+		cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	}
+	f, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func declare(t *testing.T, dir, name, content string) {
+	t.Helper()
+	path := filepath.Join(dir, "certs", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func yamlOf(t *testing.T, c *renewal.Certificate) string {
+	t.Helper()
+	raw, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+func TestFolderIsAStore(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Backend {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "certs"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f := open(t, dir, nil)
+		return storetest.Backend{
+			Store: f,
+			Apply: func(c *renewal.Certificate) {
+				declare(t, dir, c.Metadata.Name+".yaml", yamlOf(t, c))
+				f.rescan() // as the watch would
+			},
+			Delete: func(k renewal.Key) {
+				if err := os.Remove(filepath.Join(dir, "certs", k.Name+".yaml")); err != nil {
+					t.Fatal(err)
+				}
+				f.rescan()
+			},
+		}
+	})
+}
+
+func TestWhatAFileDeclaresStaysWhileItCannotBeRead(t *testing.T) {
+	a, b := storetest.Certificate("a"), storetest.Certificate("b")
+	for _, tt := range []struct {
+		name, content, want string // want in the log
+		gone                bool
+	}{
+		{"half written", strings.Split(yamlOf(t, a), "me: ca")[0], "what it last declared stays", false},
+		{"with a mistake", strings.Replace(yamlOf(t, a), "secretName", "secretNam", 1), "line 9: spec.secretNam: there is no such field", false},
+		{"another kind", "apiVersion: cert-manager.io/v1\nkind: Issuer\n", "this is a cert-manager.io/v1 Issuer", false},
+		{"not UTF-8", "a: \xc3\x28", "this is not YAML", false},
+		{"declared twice", yamlOf(t, a) + "---\n" + yamlOf(t, a), "declared twice; the first counts", false},
+		{"another certificate", yamlOf(t, b), "", true},
+		{"nothing", "", "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var log bytes.Buffer
+			declare(t, dir, "x.yaml", yamlOf(t, a))
+			f := open(t, dir, &log)
+			declare(t, dir, "x.yaml", tt.content)
+			f.rescan()
+			f.rescan()
+			_, err := f.Get(t.Context(), a.Key())
+			if (err != nil) != tt.gone || !strings.Contains(log.String(), tt.want) {
+				t.Errorf("%v\n%s", err, log.String())
+			}
+			if tt.want != "" && !strings.Contains(tt.want, "twice") && strings.Count(log.String(), "level=ERROR") != 1 {
+				t.Errorf("it is logged more than once:\n%s", log.String())
+			}
+		})
+	}
+}
+
+func TestWhatIsNoCertificateFileIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	declare(t, dir, ".hidden.yaml", "x")
+	declare(t, dir, "readme.txt", "x")
+	declare(t, dir, "list.json", `{"apiVersion":"cert-manager.io/v1","kind":"Certificate","metadata":{"name":"j"},"spec":{"secretName":"j","dnsNames":["j"],"issuerRef":{"name":"ca"}}}`)
+	var log bytes.Buffer
+	f := open(t, dir, &log)
+	if refs, err := f.List(t.Context()); err != nil || len(refs) != 1 || refs[0].Key.String() != "default/j" || log.Len() > 0 {
+		t.Errorf("%v, %v, %s", refs, err, log.String())
+	}
+}
+
+// TestOnlyTheOwnerCanReadKeys: also where the folder was made by others.
+func TestOnlyTheOwnerCanReadKeys(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "state", "secrets"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, dir, nil)
+	if err := f.PutSecret(t.Context(), &renewal.Secret{Namespace: "a", Name: "b", Data: map[string][]byte{renewal.TLSKey: []byte("k")}}); err != nil {
+		t.Fatal(err)
+	}
+	err := filepath.WalkDir(filepath.Join(dir, "state"), func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.Mode()&os.ModeSymlink == 0 && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %s", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(f.SecretDir("a", "b"), "tls.key"))
+	if err != nil || string(raw) != "k" {
+		t.Errorf("%q, %v", raw, err)
+	}
+	for _, s := range []*renewal.Secret{
+		{Namespace: "..", Name: "b"}, {Namespace: "a", Name: "../b"}, {Namespace: "a", Name: "b", Data: map[string][]byte{"../x": nil}}, {Namespace: "a", Name: "b", Data: map[string][]byte{".x": nil}},
+	} {
+		if err := f.PutSecret(t.Context(), s); err == nil {
+			t.Errorf("%v is written", s)
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(f.SecretDir("a", "b"), "tls.key")); err != nil || string(raw) != "k" {
+		t.Errorf("after refusals: %q, %v", raw, err)
+	}
+}
+
+func TestASecondSchedulerIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	f := open(t, dir, nil)
+	l, err := f.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, dir, nil).Lock(); err == nil || !strings.Contains(err.Error(), "is another scheduler running?") {
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := open(t, dir, nil).Lock(); err != nil {
+		t.Error(err)
+	} else {
+		l.Close()
+	}
+}
+
+// TestAKubernetesMountChangesItsLinks: a ConfigMap is replaced by swapping one
+// symbolic link.
+func TestAKubernetesMountChangesItsLinks(t *testing.T) {
+	dir := t.TempDir()
+	certs := filepath.Join(dir, "certs")
+	version := func(name string, c *renewal.Certificate) {
+		if err := os.MkdirAll(filepath.Join(certs, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(certs, name, "c.yaml"), []byte(yamlOf(t, c)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := relink(certs, "..data", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := storetest.Certificate("a")
+	version("..1", c)
+	if err := os.Symlink("..data/c.yaml", filepath.Join(certs, "c.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, dir, nil)
+	changes := make(chan renewal.Key, 100)
+	go f.Watch(t.Context(), func(k renewal.Key) { changes <- k })
+	<-changes
+	c.Spec.DNSNames = []string{"new.example.org"}
+	version("..2", c)
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case <-changes:
+		case <-deadline:
+			t.Fatal("the swap was not noticed")
+		}
+		if got, err := f.Get(t.Context(), c.Key()); err == nil && got.Spec.DNSNames[0] == "new.example.org" {
+			return
+		}
+	}
+}
+
+func pemText(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}

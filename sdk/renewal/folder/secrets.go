@@ -1,0 +1,235 @@
+package folder
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/legation-io/legation/sdk/renewal"
+)
+
+// A Secret is a folder like one that Kubernetes mounts: "..data" links to the
+// folder with the values, and each value is a link through it, so that all
+// change at once.
+const (
+	dataLink = "..data"
+	metaFile = "..metadata.json"
+)
+
+// meta is what of a Secret is no value.
+type meta struct {
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+func (f *Folder) secretDir(namespace, name string) string {
+	return filepath.Join(f.cfg.State, "secrets", namespace, name)
+}
+
+// SecretDir is where a Secret's files are: tls.key, tls.crt, ca.crt. It may
+// not be there yet.
+func (f *Folder) SecretDir(namespace, name string) string { return f.secretDir(namespace, name) }
+
+func checkName(namespace, name string) error {
+	_, err := renewal.ParseKey(namespace + "/" + name)
+	return err
+}
+
+// GetSecret implements renewal.Store.
+func (f *Folder) GetSecret(_ context.Context, namespace, name string) (*renewal.Secret, error) {
+	if err := checkName(namespace, name); err != nil {
+		return nil, err
+	}
+	dir := f.secretDir(namespace, name)
+	var err error
+	for range 10 { // it may be replaced while it is read
+		var link string
+		if link, err = os.Readlink(filepath.Join(dir, dataLink)); errors.Is(err, fs.ErrNotExist) {
+			return nil, renewal.ErrNotFound
+		} else if err != nil {
+			return nil, err
+		}
+		s := &renewal.Secret{Namespace: namespace, Name: name, Data: make(map[string][]byte)}
+		if err = readSecret(s, filepath.Join(dir, filepath.Base(link))); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return nil, fmt.Errorf("read secret %s/%s: %w", namespace, name, err)
+}
+
+func readSecret(s *renewal.Secret, dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		raw, err := readAtMost(filepath.Join(dir, e.Name()), maxFile)
+		if err != nil {
+			return err
+		}
+		if e.Name() != metaFile {
+			s.Data[e.Name()] = raw
+			continue
+		}
+		var m meta
+		if err := json.Unmarshal(raw, &m); err != nil {
+			return fmt.Errorf("%s: %w", e.Name(), err)
+		}
+		s.Labels, s.Annotations = m.Labels, m.Annotations
+	}
+	return nil
+}
+
+// PutSecret implements renewal.Store.
+func (f *Folder) PutSecret(_ context.Context, s *renewal.Secret) error {
+	if err := checkName(s.Namespace, s.Name); err != nil {
+		return err
+	}
+	dir := f.secretDir(s.Namespace, s.Name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	version := ".." + rand.Text()
+	if err := fillVersion(filepath.Join(dir, version), s); err != nil {
+		os.RemoveAll(filepath.Join(dir, version))
+		return fmt.Errorf("write secret %s/%s: %w", s.Namespace, s.Name, err)
+	}
+	for name := range s.Data { // first, so that whoever finds the data finds the links
+		if have, err := os.Readlink(filepath.Join(dir, name)); err == nil && have == filepath.Join(dataLink, name) {
+			continue
+		}
+		if err := relink(dir, name, filepath.Join(dataLink, name)); err != nil {
+			return err
+		}
+	}
+	if err := relink(dir, dataLink, version); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries { // older versions, and values that are no more
+		name := e.Name()
+		if _, is := s.Data[name]; is || name == version || name == dataLink {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return syncDir(dir)
+}
+
+func fillVersion(dir string, s *renewal.Secret) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	m, err := json.Marshal(meta{s.Labels, s.Annotations})
+	if err != nil {
+		return err
+	}
+	if err := create(filepath.Join(dir, metaFile), m); err != nil {
+		return err
+	}
+	for name, value := range s.Data {
+		if name == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\\") {
+			return fmt.Errorf("%q is no name of a value", name)
+		}
+		if err := create(filepath.Join(dir, name), value); err != nil {
+			return err
+		}
+	}
+	return syncDir(dir)
+}
+
+// relink makes or replaces a symbolic link in one step.
+func relink(dir, name, target string) error {
+	aside := filepath.Join(dir, "..link-"+rand.Text())
+	if err := os.Symlink(target, aside); err != nil {
+		return err
+	}
+	if err := os.Rename(aside, filepath.Join(dir, name)); err != nil {
+		os.Remove(aside)
+		return err
+	}
+	return syncDir(dir)
+}
+
+// DeleteSecret implements renewal.Store.
+func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
+	if err := checkName(namespace, name); err != nil {
+		return err
+	}
+	dir := f.secretDir(namespace, name)
+	if err := os.Remove(filepath.Join(dir, dataLink)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// readAtMost reads a file of bounded size.
+func readAtMost(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(raw)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", path, most)
+	}
+	return raw, err
+}
+
+// create writes a new file that only its owner can read, durably.
+func create(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// write replaces a file in one step, durably.
+func write(path string, data []byte) error {
+	aside := filepath.Join(filepath.Dir(path), ".new-"+rand.Text())
+	err := create(aside, data)
+	if err == nil {
+		err = os.Rename(aside, path)
+	}
+	if err != nil {
+		os.Remove(aside)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
