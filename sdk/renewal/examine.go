@@ -3,7 +3,6 @@ package renewal
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"reflect"
@@ -48,13 +47,6 @@ type verdict struct {
 	urgency time.Time
 	trouble error // why it is not Ready
 	err     error // the Store did not answer
-}
-
-// pair is what a Secret holds.
-type pair struct {
-	leaf   *x509.Certificate
-	reason string // why a new certificate is needed, or ""
-	text   string
 }
 
 // examine decides what is to be done about one certificate, and writes its
@@ -251,99 +243,6 @@ func (s *Scheduler) decide(ctx context.Context, it *item, c *Certificate, secret
 	return nil
 }
 
-// failed reports whether an issuance that the spec as it is gave rise to, or
-// somebody's hand, has failed and nothing was issued since.
-func (s *Scheduler) failed(c *Certificate) bool {
-	i := c.Status.Condition(Issuing)
-	return c.Status.LastFailureTime != nil && i != nil && i.Reason == ReasonFailed && i.ObservedGeneration == c.Metadata.Generation
-}
-
-// wait is until when an issuance that is needed has to wait: for the backoff
-// after a failure, and for MinInterval after a success.
-func (s *Scheduler) wait(ctx context.Context, it *item, c *Certificate, secret *Secret, p pair, now time.Time) (time.Time, error) {
-	var until time.Time
-	last := it.memo.issued
-	if secret != nil {
-		if at := annotatedTime(secret, annotationIssued); at.After(last) && !at.After(now) {
-			last = at
-		}
-	}
-	if p.reason != ReasonRequestChanged && !last.IsZero() && !last.After(now) {
-		until = last.Add(s.cfg.MinInterval)
-	}
-	failed := c.Status.LastFailureTime
-	if failed == nil {
-		return until, nil
-	}
-	if i := c.Status.Condition(Issuing); i != nil && i.ObservedGeneration != c.Metadata.Generation {
-		return until, nil // the spec changed since it failed
-	}
-	if failed.After(now.Add(time.Second)) { // the clock went back
-		failed = NewTime(now)
-		c.Status.LastFailureTime = failed
-	}
-	attempts, left := 1, time.Duration(0)
-	if c.Status.FailedIssuanceAttempts != nil {
-		attempts = *c.Status.FailedIssuanceAttempts
-	}
-	if p.leaf != nil {
-		left = p.leaf.NotAfter.Sub(failed.Time)
-	}
-	next, err := s.secret(ctx, Key{it.key.Namespace, it.key.Name + nextSuffix})
-	if err != nil {
-		return until, err
-	}
-	permanent := next != nil && next.Annotations[annotationPermanent] == "true"
-	until = latest(until, failed.Add(s.cfg.Backoff.delay(attempts, left, permanent)))
-	if next != nil {
-		if at := annotatedTime(next, annotationRetry); at.Sub(failed.Time) <= maxRetryAfter {
-			until = latest(until, at)
-		}
-	}
-	return until, nil
-}
-
-// maxRetryAfter bounds what an issuer may demand.
-const maxRetryAfter = 7 * 24 * time.Hour
-
-// plan returns when a certificate is renewed: what its status says while that
-// fits the certificate and the spec, else a new choice.
-func (s *Scheduler) plan(it *item, c *Certificate, secret *Secret, leaf *x509.Certificate, now time.Time) time.Time {
-	issued := annotatedTime(secret, annotationIssued)
-	if issued.After(now) {
-		issued = time.Time{}
-	}
-	due, ok := RenewalTime(&c.Spec, leaf.NotBefore, leaf.NotAfter, issued)
-	if !ok {
-		s.planner.forget(it.key)
-		return time.Time{}
-	}
-	start := latest(leaf.NotBefore, issued)
-	from := due.Add(-time.Duration(float64(due.Sub(start)) * s.cfg.Jitter))
-	if !issued.IsZero() {
-		from = latest(from, issued.Add(s.cfg.MinInterval))
-		due = latest(due, from)
-	}
-	which := sha256.Sum256(leaf.Raw)
-	if it.memo.plannedFor == which {
-		s.planner.note(it.key, it.memo.planned)
-		return it.memo.planned
-	}
-	at := c.Status.RenewalTime.At()
-	if at.Before(from.Add(-time.Second)) || at.After(due.Add(time.Second)) {
-		at = s.planner.pick(it.key, from, due).Truncate(time.Second)
-	}
-	if now.Sub(at) > 2*recheck && !s.once.Load() && !c.Status.Is(Issuing) && c.Status.LastFailureTime == nil {
-		// The clock jumped, the machine slept or the program did not run.
-		at = s.planner.firstFit(it.key, now, now.Add(leaf.NotAfter.Sub(now)/4), s.cfg.StormRate)
-		it.memo.planned, it.memo.plannedFor = at, which
-	} else if !now.Before(at) {
-		it.memo.planned, it.memo.plannedFor = at, which
-	}
-	s.planner.note(it.key, at)
-	return at
-}
-
 func (s *Scheduler) secret(ctx context.Context, k Key) (*Secret, error) {
 	secret, err := s.cfg.Store.GetSecret(ctx, k.Namespace, k.Name)
 	if errors.Is(err, ErrNotFound) {
@@ -371,59 +270,6 @@ func (s *Scheduler) owner(ctx context.Context, secretKey, k Key, secret *Secret)
 	}
 	owner, _ := s.claim(secretKey, k)
 	return owner, nil
-}
-
-// inspect reads a Secret and says why it is not what the spec asks for.
-func (s *Scheduler) inspect(c *Certificate, secret *Secret) pair {
-	if secret == nil {
-		return pair{reason: ReasonDoesNotExist, text: "Issuing certificate as Secret does not exist"}
-	}
-	if len(secret.Data[TLSKey]) == 0 || len(secret.Data[TLSCert]) == 0 {
-		return pair{reason: ReasonMissingData, text: "Issuing certificate as Secret does not contain a private key and a certificate"}
-	}
-	chain, err := decodeChain(secret.Data[TLSCert])
-	if err != nil {
-		return pair{reason: ReasonInvalidCertificate, text: fmt.Sprintf("Issuing certificate as Secret contains an invalid certificate: %v", err)}
-	}
-	p := pair{leaf: chain[0]}
-	key, err := decodeKey(secret.Data[TLSKey])
-	if err != nil {
-		p.reason, p.text = ReasonInvalidKeyPair, fmt.Sprintf("Issuing certificate as Secret contains an invalid private key: %v", err)
-		return p
-	}
-	a := secret.Annotations
-	asked, known := a[annotationHash]
-	was := IssuerRef{a[annotationIssuerName], a[annotationIssuerKind], a[annotationIssuerGroup]}
-	switch missing, misfit := c.Spec.missingName(p.leaf), keyFits(key, s.keyOf(c)); {
-	case !samePublic(p.leaf.PublicKey, key.Public()):
-		p.reason, p.text = ReasonInvalidKeyPair, "Issuing certificate as Secret contains a private key that does not match the certificate"
-	case misfit != "":
-		p.reason, p.text = ReasonSecretMismatch, "Existing private key is not up to date for spec: "+misfit
-	case was.Name != "" && was.String() != c.Spec.IssuerRef.String():
-		p.reason, p.text = ReasonIncorrectIssuer, fmt.Sprintf("Issuing certificate as Secret was previously issued by %s", was)
-	case known && asked != c.Spec.requestHash():
-		p.reason, p.text = ReasonRequestChanged, "Issuing certificate as the spec changed since the last one"
-	case !known && missing != "":
-		p.reason, p.text = ReasonSecretMismatch, "Issuing certificate as Existing issued Secret is not up to date for spec: it lacks "+missing
-	}
-	return p
-}
-
-// keyOf is the kind of key that a certificate asks for.
-func (s *Scheduler) keyOf(c *Certificate) CertificatePrivateKey {
-	k := s.cfg.PrivateKey
-	if o := c.Spec.PrivateKey; o != nil {
-		if o.Algorithm != "" {
-			k.Algorithm, k.Size = o.Algorithm, o.Size
-		}
-		if o.Encoding != "" {
-			k.Encoding = o.Encoding
-		}
-		if o.RotationPolicy != "" {
-			k.RotationPolicy = o.RotationPolicy
-		}
-	}
-	return k
 }
 
 // tell calls Updated when the Secret is another one.

@@ -27,7 +27,11 @@
 // request are stored; after an interruption the same request is made again,
 // an Issuer that is a Finder being asked first what became of it. Run drains
 // when its context ends: issuances get Config.Drain to finish and are then
-// cancelled, to be taken up by the next Run.
+// cancelled, to be taken up by the next Run. With sdk/drain, that is what
+// SIGTERM does, and SIGHUP reads the Filter again:
+//
+//	drain.Run(ctx, drain.Config{Reload: []func() error{scheduler.Reload}},
+//		drain.Background("renewals", scheduler.Run))
 //
 // # Differences from cert-manager
 //
@@ -103,8 +107,9 @@ type Config struct {
 	MinInterval time.Duration
 	// IssueTimeout bounds one call of an Issuer; 0 is 10 minutes.
 	IssueTimeout time.Duration
-	// Drain is how long issuances may go on after Run's context ended; 0 is 30
-	// seconds, negative is not at all.
+	// Drain is how long issuances may go on after Run's context ended; 0 is 15
+	// seconds, negative is not at all. Run needs up to 10 seconds more, for
+	// issuers to notice.
 	Drain time.Duration
 	// PrivateKey is for certificates that do not say; its zero fields are
 	// cert-manager's defaults: RSA 2048, PKCS1, a new key for each certificate.
@@ -151,7 +156,7 @@ func New(cfg Config) (*Scheduler, error) {
 	cfg.Backoff = cfg.Backoff.withDefaults()
 	cfg.MinInterval = cmp.Or(max(0, cfg.MinInterval), time.Minute)
 	cfg.IssueTimeout = cmp.Or(max(0, cfg.IssueTimeout), 10*time.Minute)
-	cfg.Drain = max(0, cmp.Or(cfg.Drain, 30*time.Second))
+	cfg.Drain = max(0, cmp.Or(cfg.Drain, 15*time.Second))
 	cfg.PrivateKey.Algorithm = cmp.Or(cfg.PrivateKey.Algorithm, RSA)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

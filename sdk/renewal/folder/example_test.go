@@ -45,7 +45,7 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	if err := scheduler.RunOnce(context.Background()); err != nil { // or scheduler.RunUntilSignal
+	if err := scheduler.RunOnce(context.Background()); err != nil { // or scheduler.Run, until it ends
 		panic(err)
 	}
 

@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/legation-io/legation/sdk/drain"
 	"github.com/legation-io/legation/sdk/renewal"
 	"github.com/legation-io/legation/sdk/renewal/storetest"
 )
@@ -57,7 +58,7 @@ func program(dir string) error {
 	if err != nil {
 		return err
 	}
-	drain, err := time.ParseDuration(os.Getenv("DRAIN"))
+	wait, err := time.ParseDuration(os.Getenv("DRAIN"))
 	if err != nil {
 		return err
 	}
@@ -67,12 +68,12 @@ func program(dir string) error {
 	}
 	s, err := renewal.New(renewal.Config{
 		Store: store, Issuers: renewal.Static(map[string]renewal.Issuer{"ca": &diskCA{ca, filepath.Join(dir, "ca"), takes}}),
-		Filters: renewal.FilterFile(filepath.Join(dir, "filter.yaml")), Drain: drain, Log: log,
+		Filters: renewal.FilterFile(filepath.Join(dir, "filter.yaml")), Drain: wait, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	return s.RunUntilSignal(context.Background())
+	return drain.Run(context.Background(), drain.Config{Reload: []func() error{s.Reload}, Deadline: 2 * time.Minute, Logger: log}, drain.Background("renewals", s.Run))
 }
 
 // diskCA says on stdout what it does.
