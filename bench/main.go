@@ -40,6 +40,7 @@ var measurements = []measurement{
 	{"proxies", proxies},
 	{"workload", workloadAPI},
 	{"start", agentStart},
+	{"coldstart", coldStart},
 	{"fleet", fleet},
 	{"pairs", pairs},
 	{"hops", hops},
