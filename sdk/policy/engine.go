@@ -20,13 +20,15 @@ import (
 // Config is how an Engine decides. The zero value is safe.
 type Config struct {
 	// Deadline bounds one evaluation of one policy; what takes longer is a
-	// denial. Default 100 ms: it bounds what a policy costs, and must not be hit
-	// by a machine that is merely busy. A policy is asked within it also when it is
-	// loaded. A single built-in function is not interrupted; the allow-list
-	// holds only those whose cost their arguments bound.
+	// denial. Default 25 ms. An evaluation that has done little by then (fewer
+	// than 512 steps) was kept waiting by a busy machine, and is given four
+	// times that. A policy is asked within it also when it is loaded. A single
+	// built-in function is not interrupted; the allow-list holds only those
+	// whose cost their arguments bound.
 	Deadline time.Duration
 	// SlowShare bounds what evaluations that take more than a tenth of
-	// Deadline may use together, as a part of one core; default 0.1. After
+	// Deadline, and 512 steps, may use together, as a part of one core;
+	// default 0.1. After
 	// a burst of 200 ms they are given a 32nd of Deadline, and then none:
 	// requests are denied with CauseThrottled until the share is paid.
 	SlowShare float64
@@ -90,7 +92,7 @@ type state struct {
 // NewEngine returns an Engine without policies.
 func NewEngine(c Config) *Engine {
 	if c.Deadline <= 0 {
-		c.Deadline = 100 * time.Millisecond
+		c.Deadline = 25 * time.Millisecond
 	}
 	if c.SlowShare <= 0 {
 		c.SlowShare = 0.1
@@ -238,7 +240,7 @@ func (p *Program) try(ctx context.Context, now time.Time, within time.Duration) 
 	var cause Cause
 	var detail string
 	for range 3 {
-		cause, detail = p.evaluate(ctx, in.term(identityTerm(in.Identity), true), now, time.Now(), within)
+		cause, detail, _ = p.evaluate(ctx, in.term(identityTerm(in.Identity), true), now, time.Now(), within, patience*within)
 		if cause != CauseDeadline {
 			break
 		}
@@ -306,9 +308,10 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input) Decision {
 		if within == 0 {
 			d.Cause, d.Detail = CauseThrottled, "slow evaluations have used up their share"
 		} else {
-			d.Cause, d.Detail = p.evaluate(ctx, input, now, e.began.Add(start), within)
-			if spent := time.Since(e.began) - start; spent > e.config.Deadline/10 || d.Cause == CauseDeadline {
-				e.slow.charge(start, spent)
+			var steps uint32
+			d.Cause, d.Detail, steps = p.evaluate(ctx, input, now, e.began.Add(start), within, patience*e.config.Deadline)
+			if c := cost(time.Since(e.began)-start, e.config.Deadline, steps, d.Cause == CauseDeadline); c > 0 {
+				e.slow.charge(start, c)
 			}
 		}
 		if d.Cause != CauseAllowed {

@@ -17,13 +17,23 @@ import (
 // goroutine is needed. It is used by one goroutine.
 type deadline struct {
 	began time.Time
-	after time.Duration
+	after time.Duration // for one that works
+	hard  time.Duration // for any
 	asked uint32
 	over  bool
 }
 
-// askClock is how many questions are answered without looking at the clock.
-const askClock = 8
+const (
+	// askClock is how many questions are answered without looking at the clock.
+	askClock = 8
+	// manySteps tells a policy that works from one that waits for a processor:
+	// a usual decision takes some dozens.
+	manySteps = 512
+	patience  = 4 // times the deadline, for one that has taken fewer
+	// costlyStep is what a step is held to have cost at most, where the clock
+	// cannot tell work from waiting.
+	costlyStep = 50 * time.Microsecond
+)
 
 // Cancel implements topdown.Cancel; nobody calls it.
 func (d *deadline) Cancel() {}
@@ -33,8 +43,9 @@ func (d *deadline) Cancelled() bool {
 	if d.over {
 		return true
 	}
-	if d.asked++; d.asked%askClock == 0 && time.Since(d.began) > d.after {
-		d.over = true
+	if d.asked++; d.asked%askClock == 0 {
+		spent := time.Since(d.began)
+		d.over = spent > d.after && d.asked >= manySteps || spent > d.hard
 	}
 	return d.over
 }
@@ -59,14 +70,15 @@ func (baseDocument) Put(ast.Ref, ast.Value) {}
 var deadlines = sync.Pool{New: func() any { return new(deadline) }}
 
 // evaluate asks one program. It never panics: what OPA panics with is a denial.
-func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time.Time, within time.Duration) (cause Cause, detail string) {
+func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time.Time, within, hard time.Duration) (cause Cause, detail string, steps uint32) {
 	stop := deadlines.Get().(*deadline)
-	*stop = deadline{began: began, after: within}
+	*stop = deadline{began: began, after: within, hard: hard}
 	defer func() {
 		if r := recover(); r != nil {
 			cause, detail = CauseError, fmt.Sprintf("the evaluator panicked: %v", r)
 			return // stop may still be referenced: not pooled
 		}
+		steps = stop.asked
 		deadlines.Put(stop)
 	}()
 	var value ast.Value
@@ -82,21 +94,21 @@ func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time
 		})
 	switch {
 	case stop.over:
-		return CauseDeadline, fmt.Sprintf("the evaluation took more than %s", within)
+		return CauseDeadline, fmt.Sprintf("the evaluation took more than %s", within), 0
 	case err != nil:
-		return CauseError, err.Error()
+		return CauseError, err.Error(), 0
 	case answers == 0:
-		return CauseUndefined, ""
+		return CauseUndefined, "", 0
 	case answers > 1:
-		return CauseError, "the query has more than one answer"
+		return CauseError, "the query has more than one answer", 0
 	}
 	switch b, ok := value.(ast.Boolean); {
 	case !ok:
-		return CauseNotBoolean, "the answer is of type " + ast.ValueName(value)
+		return CauseNotBoolean, "the answer is of type " + ast.ValueName(value), 0
 	case bool(b):
-		return CauseAllowed, ""
+		return CauseAllowed, "", 0
 	}
-	return CauseDenied, ""
+	return CauseDenied, "", 0
 }
 
 // A share bounds how much of one core slow evaluations may use, so that a
@@ -117,6 +129,18 @@ func (s *share) within(now time.Duration, full time.Duration) time.Duration {
 		return full
 	case debt < 2*float64(burst):
 		return full / 32
+	}
+	return 0
+}
+
+// cost is what is charged for an evaluation; nothing for one that was merely
+// kept waiting, or a busy machine would have its honest requests denied.
+func cost(spent, full time.Duration, steps uint32, over bool) time.Duration {
+	switch {
+	case steps >= manySteps && (over || spent > full/10):
+		return spent
+	case over:
+		return min(spent, time.Duration(steps)*costlyStep)
 	}
 	return 0
 }

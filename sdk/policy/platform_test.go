@@ -52,7 +52,7 @@ type mirror struct {
 		Namespaces  map[string][]string            `json:"namespaces"`
 		Accounts    map[string]map[string][]string `json:"accounts"`
 		Grants      map[string]map[string][]string `json:"grants"`
-		Locked      map[string][]string            `json:"locked"`
+		Locked      map[string]map[string]bool     `json:"locked"`
 	} `json:"platform"`
 }
 
@@ -65,7 +65,7 @@ func (m *mirror) allow(in policy.Input) bool {
 		return true
 	}
 	ns, account, ok := policy.Shape(in.Identity)
-	if !ok || slices.Contains(p.Locked[in.Resource.Type], in.Resource.Name) {
+	if !ok || p.Locked[in.Resource.Type][in.Resource.Name] {
 		return false
 	}
 	roles, ok := p.Accounts[ns][account]
@@ -105,7 +105,7 @@ func TestPlatformPolicyAgreesWithTheSameInGo(t *testing.T) {
 			var m mirror
 			m.Platform.TrustDomain = pick(domains...)
 			m.Platform.Namespaces = map[string][]string{}
-			m.Platform.Accounts, m.Platform.Grants, m.Platform.Locked = map[string]map[string][]string{}, map[string]map[string][]string{}, map[string][]string{}
+			m.Platform.Accounts, m.Platform.Grants, m.Platform.Locked = map[string]map[string][]string{}, map[string]map[string][]string{}, map[string]map[string]bool{}
 			for range rng.IntN(6) {
 				m.Platform.Namespaces[pick(namespaces...)] = some(3, roles...)
 			}
@@ -119,7 +119,7 @@ func TestPlatformPolicyAgreesWithTheSameInGo(t *testing.T) {
 			for _, r := range roles {
 				m.Platform.Grants[r] = map[string][]string{pick(types...): some(5, operations...), pick(types...): some(5, operations...)}
 			}
-			m.Platform.Locked[pick(types...)] = some(3, names...)
+			m.Platform.Locked[pick(types...)] = map[string]bool{pick(names...): rng.IntN(4) > 0}
 			var err error
 			if raw, err = json.Marshal(m); err != nil {
 				t.Fatal(err)
