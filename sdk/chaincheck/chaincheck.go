@@ -1,13 +1,25 @@
-// Package chaincheck answers "is this chain an X509-SVID that this trust
+// Package chaincheck answers "is this chain an X.509-SVID that this trust
 // domain issued and has not taken back". It is the one verifier of every Go
-// part: it builds the path itself, checks every link by path and by
-// certificate revocation list, and explains each link, or names the one
-// cause of a refusal.
+// part: it builds the path itself, checks every link by path, by certificate
+// revocation list, by OCSP and by what is denied, and explains each link, or
+// names the one cause of a refusal and the roots that were tried.
 //
 // It follows the X509-SVID standard and RFC 5280, is strict where a standard
 // says MUST, and does no unbounded work: a chain from a stranger costs at
 // most a fixed number of signature checks and name comparisons. Who may talk
 // to whom is left to the caller, who gets the SPIFFE ID.
+//
+// Most programs make one [Verifier], give it the [Trust] of the moment with
+// each chain, and replace that whole when roots, lists or denials change; it
+// remembers whom it accepted until anything that rests on ends. [Verify] is
+// one verification without memory, and [VerifyServerName] is for servers with
+// certificates of the web PKI. Revocation is judged from what is pushed
+// ([CRLSet], [DenySet]), from what the peer staples, and, where an [OCSP] is
+// given, by asking; what is missing means what [Policy] says. Asking over
+// HTTP is in the package ocsphttp, so that nothing here links an HTTP client.
+//
+// Counts are in [Verifier.Stats] and [OCSP.Stats]; nothing is registered
+// anywhere.
 package chaincheck
 
 import (
