@@ -116,9 +116,9 @@ type Config struct {
 	// NoStaples does not fetch OCSP responses (RFC 6960) for certificates that
 	// name a responder.
 	NoStaples bool
-	// AllowOCSP says which responder addresses besides public ones may be
-	// connected to: a responder's URL comes from outside, so that loopback,
-	// private and link-local addresses are refused otherwise.
+	// AllowOCSP says which responder addresses besides public ones (sdk/egress)
+	// may be connected to: a responder's URL comes from outside, so that
+	// loopback, private and link-local addresses are refused otherwise.
 	AllowOCSP []netip.Prefix
 	// Logger is slog.Default() when nil.
 	Logger *slog.Logger

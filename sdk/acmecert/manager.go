@@ -64,7 +64,9 @@ func New(c Config) (*Manager, error) {
 	m.challenges = newChallenges(&m.config, c.Storage)
 	m.transport = newTransport(&m.config, counted)
 	m.issuer = &issuer{config: &m.config, transport: m.transport, log: c.Logger, solvers: m.solvers()}
-	m.staples = newStaples(&m.config, counted)
+	if m.staples, err = newStaples(&m.config, counted); err != nil {
+		return nil, err
+	}
 	m.shown.Store(&shown{byName: map[string]*tls.Certificate{}, changed: make(chan struct{})})
 	for _, d := range c.Domains {
 		m.domains[d] = &domainState{name: d, err: errors.New("not yet ordered or loaded")}

@@ -8,15 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ocsp"
+
+	"github.com/legation-io/legation/sdk/egress"
 )
 
 const (
@@ -29,39 +28,21 @@ const (
 // staples fetches OCSP responses (RFC 6960) about our own certificates.
 type staples struct {
 	client  *http.Client
-	base    *http.Transport
 	now     func() time.Time
 	metrics *metrics
 }
 
-func newStaples(c *Config, m *metrics) *staples {
-	dialer := &net.Dialer{Timeout: stapleTimeout, Control: func(_, address string, _ syscall.RawConn) error { return allowed(address, c.AllowOCSP) }}
-	base := &http.Transport{DialContext: dialer.DialContext, ResponseHeaderTimeout: stapleTimeout, MaxResponseHeaderBytes: 16 << 10, DisableKeepAlives: true}
-	return &staples{now: c.Now, metrics: m, base: base, client: &http.Client{
-		Transport: base, Timeout: stapleTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-}
-
-func (s *staples) close() { s.base.CloseIdleConnections() }
-
-var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-
-// allowed judges the address that a responder's name led to.
-func allowed(address string, more []netip.Prefix) error {
-	at, err := netip.ParseAddrPort(address)
+// newStaples reaches public addresses and those of AllowOCSP: a responder's
+// URL was written by others.
+func newStaples(c *Config, m *metrics) (*staples, error) {
+	guard, err := egress.New(egress.Config{Allow: c.AllowOCSP, DialTimeout: stapleTimeout})
 	if err != nil {
-		return fmt.Errorf("%s is no address: %w", address, err)
+		return nil, fmt.Errorf("acmecert: AllowOCSP: %w", err)
 	}
-	a := at.Addr().Unmap()
-	if slices.ContainsFunc(more, func(p netip.Prefix) bool { return p.Contains(a) }) {
-		return nil
-	}
-	if !a.IsGlobalUnicast() || a.IsPrivate() || sharedAddresses.Contains(a) {
-		return fmt.Errorf("%s is not a public address: a responder there is only asked if AllowOCSP says so", a)
-	}
-	return nil
+	return &staples{now: c.Now, metrics: m, client: guard.Client(stapleTimeout)}, nil
 }
+
+func (s *staples) close() { s.client.CloseIdleConnections() }
 
 // fetch returns a response that is good for the leaf now.
 func (s *staples) fetch(ctx context.Context, leaf, issuer *x509.Certificate) ([]byte, *ocsp.Response, error) {

@@ -4,12 +4,9 @@
 package deps
 
 import (
-	_ "github.com/caddyserver/certmagic"
-	_ "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	_ "github.com/fsnotify/fsnotify"
 	_ "github.com/go-jose/go-jose/v4/jwt"
 	_ "github.com/google/go-cmp/cmp"
-	_ "github.com/mholt/acmez/v3"
 	_ "github.com/open-policy-agent/opa/v1/bundle"
 	_ "github.com/open-policy-agent/opa/v1/rego"
 	_ "github.com/prometheus/client_golang/prometheus"

@@ -29,15 +29,17 @@ type Names struct {
 func NewNames(t testing.TB) *Names {
 	t.Helper()
 	n := &Names{Zone: "test.", txt: map[string][]string{}}
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	packets, stream, err := pairOfPorts()
+	for range 20 { // the TCP port of that number may be taken
+		if err == nil {
+			break
+		}
+		packets, stream, err = pairOfPorts()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.Address = packets.LocalAddr().String()
-	stream, err := net.Listen("tcp", n.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var serving sync.WaitGroup
 	t.Cleanup(serving.Wait)
 	for _, s := range []*dns.Server{{PacketConn: packets, Handler: n}, {Listener: stream, Handler: n}} {
@@ -48,6 +50,20 @@ func NewNames(t testing.TB) *Names {
 		t.Cleanup(func() { s.Shutdown() })
 	}
 	return n
+}
+
+// pairOfPorts listens at one number by UDP and TCP.
+func pairOfPorts() (net.PacketConn, net.Listener, error) {
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	stream, err := net.Listen("tcp", packets.LocalAddr().String())
+	if err != nil {
+		packets.Close()
+		return nil, nil, err
+	}
+	return packets, stream, nil
 }
 
 // ServeDNS implements dns.Handler.

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -158,15 +159,19 @@ func Start(t testing.TB, o Options) *Pebble {
 
 func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens at.
+// FreePort returns a TCP port of 127.0.0.1 that nobody listens at, and that
+// the kernel gives to no connection meanwhile: it is below those.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := 20000 + mathrand.IntN(12000)
+		if l, err := net.Listen("tcp", addr(port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port of a hundred is free")
+	return 0
 }
 
 // Client speaks to the Pebble's own addresses.
