@@ -33,7 +33,6 @@ type core struct {
 	grace       time.Duration
 	usage       chaincheck.Usage
 	revocation  chaincheck.Policy
-	lifetime    time.Duration // zero is no limit
 	depth       int
 	verifier    *chaincheck.Verifier
 	hooks       []handshake.Hook
@@ -253,10 +252,7 @@ func (k *core) chain(ctx context.Context, trust *chaincheck.Trust, host string, 
 	if k.authorize.roots == nil {
 		return k.verifier.Verify(ctx, trust, cs.PeerCertificates, cs.OCSPResponse)
 	}
-	return chaincheck.VerifyServerName(chaincheck.Params{
-		Chain: cs.PeerCertificates, CRLs: trust.CRLs, Revocation: k.revocation, Usage: chaincheck.Server,
-		Now: k.now(), MaxLifetime: k.lifetime, MaxDepth: k.depth,
-	}, k.authorize.roots, host)
+	return k.verifier.VerifyServerName(ctx, trust, k.authorize.roots, cs.PeerCertificates, host, cs.OCSPResponse)
 }
 
 // refusal says to sdk/handshake what the error alone does not.

@@ -96,6 +96,9 @@ type ServerConfig struct {
 	// current CRL. A trust domain that publishes none, as SPIRE's do not,
 	// needs chaincheck.Prefer.
 	Revocation chaincheck.Policy
+	// OCSP fetches and remembers what responders say of clients' chains, shared
+	// with others or not; nil reads CRLs only. It is not closed here.
+	OCSP *chaincheck.OCSP
 	// MaxLifetime refuses clients' certificates that live longer, notBefore to
 	// notAfter. Zero is 72 hours, negative is no limit.
 	MaxLifetime time.Duration
@@ -141,6 +144,9 @@ type ClientConfig struct {
 	Profile Profile
 	// Revocation is as in ServerConfig, of servers' chains.
 	Revocation chaincheck.Policy
+	// OCSP is as in ServerConfig, of servers' chains; nil reads CRLs and the
+	// answers that servers staple to their certificates.
+	OCSP *chaincheck.OCSP
 	// MaxLifetime is as in ServerConfig, of servers' certificates.
 	MaxLifetime time.Duration
 	// MaxDepth is as in ServerConfig.
@@ -189,7 +195,7 @@ func (c *ServerConfig) core() (*core, error) {
 	if k.pending.max == 0 {
 		k.pending.max = DefaultMaxHandshakes
 	}
-	k.finish(chaincheck.Client, c.Revocation, c.MaxLifetime, c.MaxDepth, c.Hooks, c.Now, c.Logger)
+	k.finish(chaincheck.Client, c.Revocation, c.OCSP, c.MaxLifetime, c.MaxDepth, c.Hooks, c.Now, c.Logger)
 	return k, nil
 }
 
@@ -199,7 +205,7 @@ func (c *ClientConfig) core() (*core, error) {
 		return nil, fmt.Errorf("mtls.ClientConfig: %w", err)
 	}
 	k.serverName = c.ServerName
-	k.finish(chaincheck.Server, c.Revocation, c.MaxLifetime, c.MaxDepth, c.Hooks, c.Now, c.Logger)
+	k.finish(chaincheck.Server, c.Revocation, c.OCSP, c.MaxLifetime, c.MaxDepth, c.Hooks, c.Now, c.Logger)
 	return k, nil
 }
 
@@ -229,7 +235,7 @@ func newCore(side handshake.Side, source identity.Source, who Authorizer, profil
 	return k, nil
 }
 
-func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, lifetime time.Duration, depth int, hooks []handshake.Hook, now func() time.Time, log *slog.Logger) {
+func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, ocsp *chaincheck.OCSP, lifetime time.Duration, depth int, hooks []handshake.Hook, now func() time.Time, log *slog.Logger) {
 	if lifetime == 0 && k.authorize.roots == nil {
 		lifetime = DefaultMaxLifetime
 	}
@@ -239,10 +245,10 @@ func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, life
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	k.usage, k.revocation, k.lifetime, k.depth, k.now, k.log = usage, revocation, max(lifetime, 0), depth, now, log
+	k.usage, k.revocation, k.depth, k.now, k.log = usage, revocation, depth, now, log
 	k.hooks = slices.Clone(hooks)
 	k.verifier = chaincheck.NewVerifier(chaincheck.VerifierConfig{
-		Usage: usage, Revocation: revocation, MaxLifetime: k.lifetime, MaxDepth: depth, Now: now,
+		Usage: usage, Revocation: revocation, OCSP: ocsp, MaxLifetime: max(lifetime, 0), MaxDepth: depth, Now: now,
 	})
 	k.live.core = k
 	k.live.conns = map[*conn]struct{}{}
