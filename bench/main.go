@@ -45,6 +45,8 @@ var measurements = []measurement{
 	{"pairs", pairs},
 	{"hops", hops},
 	{"tokens", tokenCosts},
+	{"sdk", sdk},
+	{"sdk-instructions", sdkInstructions},
 }
 
 // run is what measurements share.
@@ -70,6 +72,13 @@ func (r *run) say(format string, args ...any) {
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == bareCommand {
 		if err := serveBare(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) == 5 && os.Args[1] == sdkCommand {
+		if err := doTwin(os.Args[2], os.Args[3], os.Args[4]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}

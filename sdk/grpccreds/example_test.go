@@ -23,17 +23,16 @@ func Example() {
 	domain := spiffeid.RequireTrustDomainFromString("example.org")
 	server, client := ca.Source("/ns/ml/sa/model"), ca.Source("/ns/shop/sa/web")
 
-	options, err := grpccreds.ServerOptions(mtls.ServerConfig{Source: server, Authorize: mtls.AuthorizePath(domain, "/ns/shop/sa/*")})
+	serverCreds, err := grpccreds.NewServer(mtls.ServerConfig{Source: server, Authorize: mtls.AuthorizePath(domain, "/ns/shop/sa/*")})
 	if err != nil {
 		log.Fatal(err)
 	}
-	options = append(options, grpc.ChainUnaryInterceptor(
+	s := grpc.NewServer(grpc.Creds(serverCreds), grpc.ChainUnaryInterceptor(
 		func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			caller, _ := identity.PeerFromContext(ctx)
 			fmt.Println("called by", caller.ID)
 			return handler(ctx, request)
 		}))
-	s := grpc.NewServer(options...)
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,17 +1,17 @@
 // Package grpccreds answers "how does a gRPC service speak mutual TLS that
 // cannot be left unauthenticated": transport credentials on the same core as
-// sdk/mtls, with its configurations, and interceptors by which handlers know
-// their caller. What sdk/mtls promises (who is verified how, no resumption,
+// sdk/mtls, with its configurations; handlers know their caller by
+// identity.PeerFromContext. What sdk/mtls promises (who is verified how, no resumption,
 // connections that end when their peer is believed no longer) holds here.
 //
 // A server:
 //
-//	options, err := grpccreds.ServerOptions(mtls.ServerConfig{
+//	creds, err := grpccreds.NewServer(mtls.ServerConfig{
 //		Source:    source,
 //		Authorize: mtls.AuthorizeMemberOf(domain),
 //	})
 //	...
-//	server := grpc.NewServer(options...) // identity.PeerFromContext(ctx) in handlers
+//	server := grpc.NewServer(grpc.Creds(creds)) // identity.PeerFromContext(ctx) in handlers
 //
 // and a client:
 //
@@ -43,6 +43,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/internal/grpcpeer"
 	"github.com/legation-io/legation/sdk/mtls"
 )
 
@@ -72,8 +73,7 @@ type Server struct{ *mtls.Server }
 
 // NewServer returns credentials for grpc.Creds. NextProtos of the
 // configuration is not used: it is "h2". The error says what the configuration
-// lacks. Handlers know their caller by the interceptors of this package; see
-// ServerOptions.
+// lacks.
 func NewServer(config mtls.ServerConfig) (*Server, error) {
 	config.NextProtos, config.RequireALPN = []string{"h2"}, true
 	s, err := mtls.NewServer(config)
@@ -83,7 +83,8 @@ func NewServer(config mtls.ServerConfig) (*Server, error) {
 	return &Server{s}, nil
 }
 
-// ServerOptions are the credentials of NewServer and both interceptors.
+// ServerOptions are the credentials of NewServer and both interceptors, for
+// services that are registered with other servers too.
 func ServerOptions(config mtls.ServerConfig) ([]grpc.ServerOption, error) {
 	s, err := NewServer(config)
 	if err != nil {
@@ -199,52 +200,57 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// PeerFromContext returns the verified caller in a server's handler, also
-// without interceptors, and false on connections of other credentials. A
-// client finds its server with grpc.Peer and AuthInfo.
-func PeerFromContext(ctx context.Context) (identity.Peer, bool) {
+func init() {
+	grpcpeer.Register(func(ctx context.Context) any {
+		if p := peerOf(ctx); p != nil {
+			return p
+		}
+		return nil
+	})
+}
+
+// peerOf finds the verified peer of the connection that gRPC has put into the
+// context of a call.
+func peerOf(ctx context.Context) *identity.Peer {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return identity.Peer{}, false
+		return nil
 	}
 	a, ok := p.AuthInfo.(*AuthInfo)
 	if !ok || a.Peer.ID.IsZero() {
+		return nil
+	}
+	return &a.Peer
+}
+
+// PeerFromContext returns the verified caller in a server's handler, and false
+// on connections of other credentials; what identity.PeerFromContext returns
+// may also have been set by the program. A client finds its server with
+// grpc.Peer and AuthInfo.
+func PeerFromContext(ctx context.Context) (identity.Peer, bool) {
+	p := peerOf(ctx)
+	if p == nil {
 		return identity.Peer{}, false
 	}
-	return a.Peer, true
+	return *p, true
 }
 
-func withPeer(ctx context.Context) (context.Context, error) {
-	p, ok := PeerFromContext(ctx)
-	if !ok {
-		return nil, status.Error(codes.Unauthenticated, "no verified peer: this service is served with credentials of sdk/grpccreds only")
-	}
-	return identity.ContextWithPeer(ctx, p), nil
-}
+var errNoPeer = status.Error(codes.Unauthenticated, "no verified peer: this service is served with credentials of sdk/grpccreds only")
 
-// UnaryServerInterceptor puts the verified peer into the context of a call,
-// for identity.PeerFromContext. A call that has none is refused
-// (Unauthenticated).
+// UnaryServerInterceptor refuses a call without a verified peer
+// (Unauthenticated), e.g. of a server with other credentials that the service
+// is registered with too. Servers whose only credentials are these need none.
 func UnaryServerInterceptor(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx, err := withPeer(ctx)
-	if err != nil {
-		return nil, err
+	if peerOf(ctx) == nil {
+		return nil, errNoPeer
 	}
 	return handler(ctx, request)
 }
 
 // StreamServerInterceptor is UnaryServerInterceptor for streams.
 func StreamServerInterceptor(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, err := withPeer(stream.Context())
-	if err != nil {
-		return err
+	if peerOf(stream.Context()) == nil {
+		return errNoPeer
 	}
-	return handler(server, &peerStream{stream, ctx})
+	return handler(server, stream)
 }
-
-type peerStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s *peerStream) Context() context.Context { return s.ctx }

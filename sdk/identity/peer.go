@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/internal/grpcpeer"
 )
 
 // Peer is who is at the other end of a connection that sdk/mtls or
@@ -57,10 +59,14 @@ func ContextWithPeer(ctx context.Context, p Peer) context.Context {
 }
 
 // PeerFromContext returns the verified peer of a request; false without one.
+// In a gRPC handler it is the peer of the call's connection when that has
+// credentials of sdk/grpccreds.
 func PeerFromContext(ctx context.Context) (Peer, bool) {
 	p, ok := ctx.Value(peerKey{}).(*Peer)
 	if !ok {
-		return Peer{}, false
+		if p, ok = grpcpeer.Find(ctx).(*Peer); !ok || p == nil {
+			return Peer{}, false
+		}
 	}
 	return *p, true
 }
