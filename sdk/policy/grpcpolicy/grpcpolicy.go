@@ -14,11 +14,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/legation-io/legation/sdk/grpccreds"
 	"github.com/legation-io/legation/sdk/identity"
 	"github.com/legation-io/legation/sdk/policy"
 )
@@ -180,20 +180,16 @@ func (i *Interceptors) input(ctx context.Context, method string) (policy.Input, 
 	return in, nil
 }
 
-// peerID is the verified peer: what sdk/grpccreds put into the context, or
-// else the certificate of the TLS connection, which must be one of
-// sdk/grpccreds. Zero without one, and then everything is denied.
+// peerID is the verified peer: what the interceptors of sdk/grpccreds put into
+// the context, or else what its credentials know of the connection. Other
+// credentials prove nothing here: zero, and then everything is denied.
 func peerID(ctx context.Context) (id spiffeid.ID) {
 	if p, ok := identity.PeerFromContext(ctx); ok {
 		return p.ID
 	}
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return id
-	}
-	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
-		if found, err := identity.PeerOf(&info.State); err == nil {
-			return found.ID
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(*grpccreds.AuthInfo); ok {
+			return info.Peer.ID
 		}
 	}
 	return id

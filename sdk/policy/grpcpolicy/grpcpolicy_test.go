@@ -2,21 +2,27 @@ package grpcpolicy_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"net"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/legation-io/legation/sdk/grpccreds"
 	"github.com/legation-io/legation/sdk/identity"
 	"github.com/legation-io/legation/sdk/policy"
 	"github.com/legation-io/legation/sdk/policy/grpcpolicy"
@@ -127,11 +133,11 @@ func TestAStreamIsDecidedAgainWhenPoliciesChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+	asPeer := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 		return h(srv, &stream{ss, identity.ContextWithPeer(ss.Context(), identity.Peer{ID: spiffeid.RequireFromString("spiffe://a.example/x")})})
 	}
 	listener := bufconn.Listen(1 << 16)
-	server := grpc.NewServer(grpc.ChainStreamInterceptor(peer, i.Stream))
+	server := grpc.NewServer(grpc.ChainStreamInterceptor(asPeer, i.Stream))
 	server.RegisterService(&grpc.ServiceDesc{ServiceName: "test.Echo", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{
 		StreamName: "Chat", ServerStreams: true, ClientStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
 			for {
@@ -189,3 +195,28 @@ type stream struct {
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
+
+func TestOnlyVerifyingCredentialsNameThePeer(t *testing.T) {
+	i, err := grpcpolicy.New(grpcpolicy.Config{Engine: newEngine(t, "allow := true"), Methods: table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := spiffeid.RequireFromString("spiffe://a.example/x")
+	leaf := &x509.Certificate{URIs: []*url.URL{id.URL()}}
+	stranger := tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{leaf}}
+	for _, tt := range []struct {
+		name string
+		info credentials.AuthInfo
+		want codes.Code
+	}{
+		{"those of sdk/grpccreds do", &grpccreds.AuthInfo{Peer: identity.Peer{ID: id}}, codes.OK},
+		{"a TLS connection that nobody verified does not", credentials.TLSInfo{State: stranger}, codes.PermissionDenied},
+		{"no credentials do not", nil, codes.PermissionDenied},
+	} {
+		ctx := peer.NewContext(context.Background(), &peer.Peer{AuthInfo: tt.info})
+		_, err := i.Unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/grpc.health.v1.Health/Check"}, func(context.Context, any) (any, error) { return nil, nil })
+		if status.Code(err) != tt.want {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
