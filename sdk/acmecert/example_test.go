@@ -8,7 +8,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/legation-io/legation/sdk/acmecert"
+	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/mtls"
 )
 
 // A public HTTPS server whose certificate renews itself. The example contacts
@@ -102,4 +106,21 @@ func ExampleManager_GetCertificate() {
 	_, err = config.GetCertificate(&tls.ClientHelloInfo{ServerName: "elsewhere.example.org"})
 	fmt.Println(err)
 	// Output: acmecert: no certificate of "elsewhere.example.org": it is not one of Config.Domains
+}
+
+// A port that authenticates clients by SPIFFE ID and shows the public
+// certificate to those who ask for the public name.
+func ExampleManager_PublicCertificate() {
+	m, err := acmecert.New(acmecert.Config{Domains: []string{"model.example.org"}, TermsAgreed: true, Storage: &acmecert.Memory{}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_, err = mtls.NewServer(mtls.ServerConfig{
+		Source:      &identity.Memory{}, // workloadapi.Open in a real service
+		Authorize:   mtls.AuthorizeMemberOf(spiffeid.RequireTrustDomainFromString("example.org")),
+		Certificate: m.PublicCertificate,
+	})
+	fmt.Println(err)
+	// Output: <nil>
 }

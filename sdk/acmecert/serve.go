@@ -38,6 +38,33 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	return nil, m.none(name)
 }
 
+// PublicCertificate is GetCertificate for a server that has another identity
+// too, such as mtls.ServerConfig.Certificate: a client that asks for none of
+// Config.Domains, or names no server, gets nil and no error, so that the other
+// one is presented.
+func (m *Manager) PublicCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if hello.ServerName == "" || m.domainOf(hello.ServerName) == "" {
+		return nil, nil
+	}
+	return m.GetCertificate(hello)
+}
+
+// domainOf is which of Config.Domains a server name is of; "" for none.
+func (m *Manager) domainOf(name string) string {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	for _, d := range m.config.Domains {
+		if d == name {
+			return d
+		}
+		if suffix, ok := strings.CutPrefix(d, "*"); ok {
+			if first, ok := strings.CutSuffix(name, suffix); ok && first != "" && !strings.Contains(first, ".") {
+				return d
+			}
+		}
+	}
+	return ""
+}
+
 func lookUp(shown map[string]*tls.Certificate, name string) *tls.Certificate {
 	if c := shown[name]; c != nil {
 		return c

@@ -194,3 +194,17 @@ func TestACertificateIsChosenByName(t *testing.T) {
 		}
 	}
 }
+
+func TestAServerWithAnotherIdentityShowsItToThoseWhoDoNotAskForADomain(t *testing.T) {
+	m := newManager(t, nil)
+	a := selfSigned(t, "a.test", time.Hour)
+	m.show("a.test", a)
+	for name, want := range map[string]*tls.Certificate{"A.test.": a, "": nil, "10.0.0.1": nil, "elsewhere.test": nil} {
+		if got, err := m.PublicCertificate(&tls.ClientHelloInfo{ServerName: name}); got != want || err != nil {
+			t.Errorf("%q: %v %v", name, got, err)
+		}
+	}
+	if _, err := m.PublicCertificate(&tls.ClientHelloInfo{ServerName: "b.test"}); err == nil {
+		t.Error("a domain whose certificate is yet to come is answered by another identity")
+	}
+}
