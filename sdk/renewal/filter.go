@@ -142,11 +142,12 @@ func parseTerm(s string) (term, error) {
 		return term{}, fmt.Errorf("%q is none of: key=value, key!=value, key in (a,b), key notin (a,b), key, !key", s)
 	}
 	var t term
-	switch fields := strings.Fields(s); {
+	switch {
 	case strings.ContainsRune(s, '('):
 		head, list, _ := strings.Cut(s, "(")
 		list, ok := strings.CutSuffix(list, ")")
-		if fields = strings.Fields(head); !ok || len(fields) != 2 || fields[1] != "in" && fields[1] != "notin" {
+		fields := strings.Fields(head)
+		if !ok || len(fields) != 2 || fields[1] != "in" && fields[1] != "notin" {
 			return wrong()
 		}
 		t.key, t.not, t.values = fields[0], fields[1] == "notin", []string{}

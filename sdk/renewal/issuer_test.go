@@ -70,7 +70,7 @@ func TestWhatAnIssuerMustNotReturn(t *testing.T) {
 		{"a chain that does not hang together", func(t *testing.T, ca *CA, r *Request, out *Issued) *Issued {
 			return &Issued{Chain: [][]byte{out.Chain[0], newCA(t, day).Certificate.Raw}}
 		}, "not signed by the next"},
-		{"one that has ended", func(t *testing.T, ca *CA, r *Request, out *Issued) *Issued {
+		{"one that has ended", func(t *testing.T, ca *CA, r *Request, _ *Issued) *Issued {
 			late := &CA{Certificate: ca.Certificate, Key: ca.Key, Now: func() time.Time { return time.Now().Add(-91 * day) }}
 			late.Certificate.NotBefore = time.Now().Add(-1000 * day)
 			out, err := late.Issue(t.Context(), r)
@@ -79,7 +79,7 @@ func TestWhatAnIssuerMustNotReturn(t *testing.T) {
 			}
 			return out
 		}, "that ended at"},
-		{"one of the far future", func(t *testing.T, ca *CA, r *Request, out *Issued) *Issued {
+		{"one of the far future", func(t *testing.T, ca *CA, r *Request, _ *Issued) *Issued {
 			early := &CA{Certificate: ca.Certificate, Key: ca.Key, Now: func() time.Time { return time.Now().Add(2 * day) }}
 			out, err := early.Issue(t.Context(), r)
 			if err != nil {
@@ -136,15 +136,15 @@ func TestAnIssuerThatReturnsAShorterLifeCausesNoLoop(t *testing.T) {
 				w := newWorld(t, nil, c)
 				ca := w.ca.Issuer.(*CA)
 				w.sched.cfg.Issuers = Static(map[string]Issuer{"ca": issuerFunc(func(ctx context.Context, r *Request) (*Issued, error) {
-					w.ca.asked++
+					w.ca.lean(func(ca *watchful) { ca.asked++ })
 					short := *r
 					short.Duration = tt.life
 					return ca.Issue(ctx, &short)
 				})})
 				w.start()
 				sleep(tt.over)
-				if w.ca.asked > tt.most || w.ca.asked < tt.most*7/10 {
-					t.Errorf("the CA was asked %d times in %s; want %d at most, and not far less", w.ca.asked, tt.over, tt.most)
+				if w.ca.count("asked") > tt.most || w.ca.count("asked") < tt.most*7/10 {
+					t.Errorf("the CA was asked %d times in %s; want %d at most, and not far less", w.ca.count("asked"), tt.over, tt.most)
 				}
 				w.stop()
 			})
@@ -160,8 +160,8 @@ func TestTheCAsOwnEndCausesNoLoop(t *testing.T) {
 		w.ca.Issuer = newCA(t, 10*day)
 		w.start()
 		sleep(20 * day)
-		if w.ca.asked > 60 {
-			t.Errorf("the CA was asked %d times", w.ca.asked)
+		if w.ca.count("asked") > 60 {
+			t.Errorf("the CA was asked %d times", w.ca.count("asked"))
 		}
 		c := w.want("a", Ready, False, ReasonExpired)
 		if m := c.Status.Condition(Issuing).Message; !strings.Contains(m, "ended at") {

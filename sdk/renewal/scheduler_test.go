@@ -28,7 +28,7 @@ func TestACertificateIsIssuedAndRenewedInTime(t *testing.T) {
 				told = append(told, pair.Leaf.DNSNames[0])
 			}
 		}, certificate("a"))
-		w.ca.takes = time.Minute
+		w.ca.lean(func(ca *watchful) { ca.takes = time.Minute })
 		w.start()
 		c := w.want("a", Issuing, True, ReasonDoesNotExist)
 		w.want("a", Ready, False, ReasonDoesNotExist)
@@ -59,12 +59,12 @@ func TestACertificateIsIssuedAndRenewedInTime(t *testing.T) {
 			t.Errorf("the metric says it is renewed at %f", got)
 		}
 		sleep(time.Until(s.RenewalTime.Time) - time.Second)
-		if w.ca.asked != 1 {
-			t.Fatalf("the CA was asked %d times before renewalTime", w.ca.asked)
+		if w.ca.count("asked") != 1 {
+			t.Fatalf("the CA was asked %d times before renewalTime", w.ca.count("asked"))
 		}
 		sleep(2 * time.Second)
-		if w.ca.asked != 2 {
-			t.Fatalf("the CA was asked %d times at renewalTime", w.ca.asked)
+		if w.ca.count("asked") != 2 {
+			t.Fatalf("the CA was asked %d times at renewalTime", w.ca.count("asked"))
 		}
 		w.want("a", Issuing, True, ReasonRenewing)
 		w.want("a", Ready, True, ReasonReady) // what is there is still good
@@ -160,23 +160,23 @@ func TestWhatTriggersAnIssuance(t *testing.T) {
 				w := newWorld(t, func(c *Config) { c.IssueTimeout = 48 * time.Hour }, certificate("a"))
 				w.start()
 				w.want("a", Ready, True, ReasonReady)
-				w.ca.takes = 24 * time.Hour
+				w.ca.lean(func(ca *watchful) { ca.takes = 24 * time.Hour })
 				sleep(5 * time.Minute)
 				w.t = t
 				tt.change(w)
 				sleep(tt.within)
 				if tt.reason == "" {
 					w.want("a", Ready, True, ReasonReady)
-					if w.ca.asked != 1 {
-						t.Errorf("the CA was asked %d times", w.ca.asked)
+					if w.ca.count("asked") != 1 {
+						t.Errorf("the CA was asked %d times", w.ca.count("asked"))
 					}
 				} else {
 					w.want("a", Issuing, True, tt.reason)
-					w.ca.takes = 0
+					w.ca.lean(func(ca *watchful) { ca.takes = 0 })
 					sleep(24*time.Hour + 5*time.Minute)
 					c := w.want("a", Ready, True, ReasonReady)
-					if *c.Status.Revision != 2 || w.ca.asked != 2 {
-						t.Errorf("revision %d, the CA was asked %d times", *c.Status.Revision, w.ca.asked)
+					if *c.Status.Revision != 2 || w.ca.count("asked") != 2 {
+						t.Errorf("revision %d, the CA was asked %d times", *c.Status.Revision, w.ca.count("asked"))
 					}
 				}
 				w.stop()
@@ -204,8 +204,8 @@ func TestAnotherIssuerIssuesAnew(t *testing.T) {
 		}
 		sleep(2 * time.Minute)
 		w.want("a", Ready, True, ReasonReady)
-		if other.asked != 1 || w.revision("a") != 2 {
-			t.Errorf("the other CA was asked %d times; revision %d", other.asked, w.revision("a"))
+		if other.count("asked") != 1 || w.revision("a") != 2 {
+			t.Errorf("the other CA was asked %d times; revision %d", other.count("asked"), w.revision("a"))
 		}
 		w.stop()
 	})
@@ -233,7 +233,7 @@ func TestAFailureIsTriedAgainLaterAndLater(t *testing.T) {
 		if *c.Status.FailedIssuanceAttempts != 8 || c.Status.LastFailureTime.Sub(began) != 95*time.Hour {
 			t.Errorf("%d attempts, the last failed after %s", *c.Status.FailedIssuanceAttempts, c.Status.LastFailureTime.Sub(began))
 		}
-		w.ca.fails = nil
+		w.ca.lean(func(ca *watchful) { ca.fails = nil })
 		sleep(32 * time.Hour)
 		c = w.want("a", Ready, True, ReasonReady)
 		if c.Status.FailedIssuanceAttempts != nil || c.Status.LastFailureTime != nil || c.Status.Condition(Issuing) != nil {
@@ -271,8 +271,8 @@ func TestWhatEndsABackoff(t *testing.T) {
 				sleep(5 * time.Minute)
 				tt.do(w)
 				sleep(20 * time.Minute)
-				if got := w.ca.asked == 2; got != tt.want || w.ca.asked > 2 {
-					t.Errorf("the CA was asked %d times", w.ca.asked)
+				if got := w.ca.count("asked") == 2; got != tt.want || w.ca.count("asked") > 2 {
+					t.Errorf("the CA was asked %d times", w.ca.count("asked"))
 				}
 				w.stop()
 			})
@@ -306,8 +306,8 @@ func TestWhatIsNotIssued(t *testing.T) {
 				t.Errorf("%s: %+v", name, r)
 			}
 		}
-		if ready != 1 || w.ca.asked != 2 {
-			t.Errorf("%d of two with one Secret are ready; the CA was asked %d times", ready, w.ca.asked)
+		if ready != 1 || w.ca.count("asked") != 2 {
+			t.Errorf("%d of two with one Secret are ready; the CA was asked %d times", ready, w.ca.count("asked"))
 		}
 		sleep(91 * day)
 		w.want("off", Ready, False, ReasonExpired)

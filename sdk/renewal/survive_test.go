@@ -14,7 +14,7 @@ import (
 func TestAnIssuanceIsFinishedWithinTheDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil, certificate("a"))
-		w.ca.takes = 20 * time.Second
+		w.ca.lean(func(ca *watchful) { ca.takes = 20 * time.Second })
 		w.start()
 		sleep(5 * time.Second)
 		began := time.Now()
@@ -33,7 +33,7 @@ func TestAnIssuanceIsFinishedWithinTheDrain(t *testing.T) {
 func TestAnIssuanceThatIsCancelledIsTakenUpAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Drain = 10 * time.Second }, certificate("a"))
-		w.ca.takes = time.Minute // the challenge
+		w.ca.lean(func(ca *watchful) { ca.takes = time.Minute }) // the challenge
 		w.start()
 		sleep(5 * time.Second)
 		began := time.Now()
@@ -52,8 +52,8 @@ func TestAnIssuanceThatIsCancelledIsTakenUpAgain(t *testing.T) {
 		w.start()
 		sleep(2 * time.Minute)
 		w.want("a", Ready, True, ReasonReady)
-		if e := w.ca.seen(); len(e) != 1 || e[0].id != next.Annotations[annotationRequest] || w.ca.found != 1 {
-			t.Errorf("the CA issued %v and was asked %d times what became of it", e, w.ca.found)
+		if e := w.ca.seen(); len(e) != 1 || e[0].id != next.Annotations[annotationRequest] || w.ca.count("found") != 1 {
+			t.Errorf("the CA issued %v and was asked %d times what became of it", e, w.ca.count("found"))
 		}
 		w.stop()
 	})
@@ -67,8 +67,8 @@ func TestAnAnswerThatWasLostIsAskedFor(t *testing.T) {
 		w.want("a", Issuing, False, ReasonFailed)
 		sleep(2 * time.Hour)
 		w.want("a", Ready, True, ReasonReady)
-		if n := len(w.ca.seen()); n != 1 || w.ca.found != 1 {
-			t.Errorf("the CA issued %d certificates and was asked %d times what became of it", n, w.ca.found)
+		if n := len(w.ca.seen()); n != 1 || w.ca.count("found") != 1 {
+			t.Errorf("the CA issued %d certificates and was asked %d times what became of it", n, w.ca.count("found"))
 		}
 		w.stop()
 	})
@@ -327,14 +327,14 @@ func TestABackoffIsNotProlongedByAClockThatGoesBack(t *testing.T) {
 		now := func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Round(0).Add(skew) }
 		w := newWorld(t, func(c *Config) { c.Now = now }, certificate("a"))
 		w.ca.Issuer.(*CA).Now = now
+		w.ca.Issuer.(*CA).Certificate.NotBefore = time.Now().Add(-10 * day)
 		w.ca.fails = func(*Request) error { return errors.New("no") }
 		w.start()
 		sleep(time.Minute)
 		mu.Lock()
 		skew = -day
 		mu.Unlock()
-		w.ca.fails = nil
-		w.ca.Issuer.(*CA).Certificate.NotBefore = time.Now().Add(-10 * day)
+		w.ca.lean(func(ca *watchful) { ca.fails = nil })
 		sleep(90 * time.Minute)
 		w.want("a", Ready, True, ReasonReady)
 		w.stop()
@@ -345,7 +345,7 @@ func TestAReloadChangesWhoseCertificatesAreRenewedWithoutAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		filter, err := Filter{Names: []string{"a*"}}, error(nil)
 		w := newWorld(t, func(c *Config) { c.Filters = func() (Filter, error) { return filter, err } }, certificate("a1"), certificate("b1"), certificate("b2"))
-		w.ca.takes = 10 * time.Second
+		w.ca.lean(func(ca *watchful) { ca.takes = 10 * time.Second })
 		w.start()
 		sleep(5 * time.Second)
 		filter = Filter{Names: []string{"b*"}}
@@ -359,8 +359,8 @@ func TestAReloadChangesWhoseCertificatesAreRenewedWithoutAPause(t *testing.T) {
 		sleep(10 * time.Second)
 		w.want("b1", Ready, True, ReasonReady)
 		w.want("b2", Ready, True, ReasonReady)
-		if !slices.Equal([]int{w.ca.asked}, []int{3}) {
-			t.Errorf("the CA was asked %d times", w.ca.asked)
+		if !slices.Equal([]int{w.ca.count("asked")}, []int{3}) {
+			t.Errorf("the CA was asked %d times", w.ca.count("asked"))
 		}
 		err = errors.New("half a file")
 		if got := w.sched.Reload(); got == nil || got.Error() != "the last good filter stays: half a file" {

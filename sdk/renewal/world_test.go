@@ -87,21 +87,22 @@ func (w *watchful) Issue(ctx context.Context, r *Request) (*Issued, error) {
 	w.asked++
 	w.running++
 	w.most = max(w.most, w.running)
+	takes, fails, lost := w.takes, w.fails, w.lost
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		w.running--
 		w.mu.Unlock()
 	}()
-	if w.takes > 0 {
+	if takes > 0 {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(w.takes):
+		case <-time.After(takes):
 		}
 	}
-	if w.fails != nil {
-		if err := w.fails(r); err != nil {
+	if fails != nil {
+		if err := fails(r); err != nil {
 			return nil, err
 		}
 	}
@@ -112,12 +113,19 @@ func (w *watchful) Issue(ctx context.Context, r *Request) (*Issued, error) {
 	w.mu.Lock()
 	w.events = append(w.events, event{time.Now(), r.Certificate, r.ID, w.running})
 	w.mu.Unlock()
-	if w.lost != nil {
-		if err := w.lost(r); err != nil {
+	if lost != nil {
+		if err := lost(r); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// lean changes how it behaves.
+func (w *watchful) lean(change func(*watchful)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(w)
 }
 
 func (w *watchful) Find(ctx context.Context, r *Request) (*Issued, error) {
@@ -125,6 +133,14 @@ func (w *watchful) Find(ctx context.Context, r *Request) (*Issued, error) {
 	w.found++
 	w.mu.Unlock()
 	return w.Issuer.(Finder).Find(ctx, r)
+}
+
+// count is how often it was asked, asked what became of a request, or how many
+// issuances ran at once at most.
+func (w *watchful) count(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return map[string]int{"asked": w.asked, "found": w.found, "most": w.most}[what]
 }
 
 func (w *watchful) seen() []event {
