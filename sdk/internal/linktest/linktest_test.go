@@ -65,6 +65,7 @@ var may = map[string][]string{
 	"policy/grpcpolicy": union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 
 	"renewal":              union(metrics, []string{"yaml"}),
+	"renewal/folder":       union(metrics, []string{"yaml", "fsnotify"}),
 	"acmecert":             union(metrics, []string{"certmagic"}),
 	"acmecert/acmesds":     union(grpc, metrics, []string{"envoy"}),
 	"acmecert/objectstore": union(grpc, metrics, []string{"certmagic", "jose"}),
@@ -73,7 +74,7 @@ var may = map[string][]string{
 }
 
 // forTests are packages that only tests import.
-var forTests = []string{"internal/pkitest", "internal/fakeapi", "internal/deps", "internal/linktest"}
+var forTests = []string{"internal/pkitest", "internal/fakeapi", "internal/deps", "internal/linktest", "renewal/storetest"}
 
 func union(lists ...[]string) []string { return slices.Concat(lists...) }
 
