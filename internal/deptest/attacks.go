@@ -21,7 +21,7 @@ var Attacks = []Attack{
 	{"A08", "requests made for others that reach inside the network", nil, "fetchers other than OCSP's come later"},
 	{"A09", "certificates that burn CPU before anyone is authenticated", []string{"TestGuessingIsLimitedPerAddress", "TestWhatCryptoX509RefusesToday"}, ""},
 	{"A10", "a call that skipped authorisation", nil, ""},
-	{"A11", "a parser that panics on foreign bytes", []string{"FuzzPEM", "FuzzOpen", "FuzzValidName", "FuzzErrorLogLine", "FuzzCSR", "FuzzRawChain", "FuzzExtensions", "FuzzCRL", "FuzzOCSPResponse", "FuzzStapledResponse", "FuzzDenial", "FuzzNotPublic", "FuzzDecodeCRL", "FuzzAttestStart", "FuzzAttest", "FuzzDecodeSegment", "FuzzRequests", "FuzzVerifyJWT", "FuzzJWTClaims", "FuzzJWTBundle", "FuzzAccessLogEntry", "FuzzDecodeView"}, ""},
+	{"A11", "a parser that panics on foreign bytes", []string{"FuzzPEM", "FuzzOpen", "FuzzValidName", "FuzzErrorLogLine", "FuzzCSR", "FuzzRawChain", "FuzzExtensions", "FuzzCRL", "FuzzOCSPResponse", "FuzzStapledResponse", "FuzzDenial", "FuzzNotPublic", "FuzzDecodeCRL", "FuzzAttestStart", "FuzzAttest", "FuzzDecodeSegment", "FuzzRequests", "FuzzVerifyJWT", "FuzzJWTClaims", "FuzzJWTBundle", "FuzzAccessLogEntry", "FuzzDecodeView", "FuzzConnection", "FuzzX509Response", "FuzzRevocationSet", "FuzzSDSResponse", "FuzzAnswer", "FuzzJWTBundles"}, ""},
 	{"A12", "revoking what belongs to another tenant", nil, ""},
 	{"A13", "a renewal that accepts another certificate than the current one", nil, ""},
 	{"A14", "any certificate may speak as the control plane", nil, "replicas do not talk to each other yet; the class is there"},

@@ -27,6 +27,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	_ "github.com/legation-io/legation/sdk/aes256gcm" // all TLS 1.3 of this process
 	"github.com/legation-io/legation/sdk/identity"
 	"github.com/legation-io/legation/sdk/light"
 	"github.com/legation-io/legation/sdk/mtls"

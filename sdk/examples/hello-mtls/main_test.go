@@ -92,7 +92,11 @@ func TestItSaysHello(t *testing.T) {
 				t.Fatalf("%v\n%s", err, said)
 			}
 			t.Logf("%s", said)
-			for _, want := range []string{`spiffe://example.org/hello said "hello" (` + name, "bytes on the wire"} {
+			suite := ", TLS_AES_256_GCM_SHA384"
+			if flags != nil {
+				suite = ", TLS_ECDHE_ECDSA_WITH_AES_"
+			}
+			for _, want := range []string{`spiffe://example.org/hello said "hello" (` + name + suite, "bytes on the wire"} {
 				if !strings.Contains(string(said), want) {
 					t.Errorf("it did not say %q:\n%s", want, said)
 				}

@@ -262,7 +262,7 @@ func TestDenialsAreJoined(t *testing.T) {
 	w.Updated(w.answer(cert))
 	w.Denied([]holder.Revocation{
 		{SPIFFEID: "spiffe://example.org/peer", Reason: "demo", At: w.now},
-		{Serials: []string{other.Leaf.SerialNumber.Text(16)}},
+		{Serials: []string{"00" + strings.ToUpper(other.Leaf.SerialNumber.Text(16))}},
 		{SPIFFEID: "not an ID"}, {Serials: []string{"no serial"}},
 	})
 	for name, c := range map[string]*tls.Certificate{"by identity": peer, "by serial": other} {

@@ -104,7 +104,7 @@ func (h *Holder) Denied(all []Revocation) {
 	if err != nil {
 		h.droppedLocked("revocation", err)
 	}
-	h.status.Denials = len(denials)
+	h.status.Denials = set.Len()
 	h.ungateLocked()
 	held := h.heldLocked()
 	h.trust = &chaincheck.Trust{Roots: held.Roots, CRLs: held.CRLs, Denied: set}
