@@ -129,7 +129,7 @@ func refuseOtherProtocols(c *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config
 			}
 		}
 		none := c.Clone()
-		none.NextProtos, none.GetConfigForClient = []string{"none of " + strings.Join(c.NextProtos, ", ")}, nil
+		none.NextProtos, none.GetConfigForClient = []string{""}, nil // the one name that no client can ask for (RFC 7301 3.1)
 		return none, nil
 	}
 }
@@ -170,6 +170,7 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bo
 	if http {
 		of = b.http
 	}
+	asked := k.live.rechecks.Load()
 	config := attempt.Config(ctx, of, func(ctx context.Context, cs tls.ConnectionState) error {
 		return k.verify(ctx, c, b.snapshot, host, cs)
 	})
@@ -194,7 +195,7 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bo
 		return nil, attempt.Fail(ctx, errUnverified)
 	}
 	c.attempt, c.tls = attempt, secured
-	if err := k.live.add(c, b.snapshot.Trust); err != nil {
+	if err := k.live.add(c, b.snapshot.Trust, asked); err != nil {
 		c.shut(c.request.Peer.ID, err)
 		return nil, attempt.Fail(ctx, k.refusal(err, b.snapshot.Trust))
 	}

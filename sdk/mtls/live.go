@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/legation-io/legation/sdk/chaincheck"
@@ -23,21 +24,24 @@ const (
 // live is the open connections of one side. A goroutine watches the Source
 // while there are any.
 type live struct {
-	core *core
-	wake chan struct{}
-	done sync.WaitGroup // the watcher
+	core     *core
+	wake     chan struct{}
+	done     sync.WaitGroup // the watcher, and who asks authorisers for it
+	rechecks atomic.Uint64  // how often what the authoriser decides by changed
 
 	mu       sync.Mutex // guards what follows
 	conns    map[*conn]struct{}
 	watching bool
 	earliest time.Time // the next expiry that the watcher knows of
+	asking   bool      // authorisers, for the watcher
+	askAgain bool      // the trust changed since
 
-	judging sync.Mutex // one judges at a time; guards conn.request.Path
+	judging sync.Mutex // guards conn.request.Path; never held while an authoriser is asked
 }
 
-// add keeps track of a connection that was verified under trust. The error
-// says why it is no longer believed since.
-func (l *live) add(c *conn, trust *chaincheck.Trust) error {
+// add keeps track of a connection that was verified under trust and authorised
+// after so many rechecks. The error says why it is no longer believed since.
+func (l *live) add(c *conn, trust *chaincheck.Trust, rechecks uint64) error {
 	l.mu.Lock()
 	if c.closed.Load() {
 		l.mu.Unlock()
@@ -52,12 +56,17 @@ func (l *live) add(c *conn, trust *chaincheck.Trust) error {
 		l.nudge()
 	}
 	l.mu.Unlock()
-	// Either the watcher sees c when it judges by what came after trust, or
-	// what came after is seen here.
-	if newest, _, err := l.core.source.Current(); err == nil && newest.Trust != trust {
-		l.judging.Lock()
-		defer l.judging.Unlock()
-		return l.judgeLocked(c, newest.Trust)
+	// Either the watcher, or recheck, sees c when it judges by what came after,
+	// or what came after is seen here.
+	newest, _, err := l.core.source.Current()
+	changed := err == nil && newest.Trust != trust
+	if changed {
+		if err := l.believe(c, newest.Trust); err != nil {
+			return err
+		}
+	}
+	if changed || l.rechecks.Load() != rechecks {
+		return l.ask(c)
 	}
 	return nil
 }
@@ -105,7 +114,8 @@ func (l *live) watch(judged *chaincheck.Trust) {
 		snapshot, changed, err := l.core.source.Current()
 		if err == nil && snapshot.Trust != judged {
 			judged = snapshot.Trust
-			l.judgeAll(judged)
+			l.believeAll(judged)
+			l.askSoon()
 		}
 		next, some := l.expire()
 		if !some {
@@ -150,15 +160,42 @@ func (l *live) expire() (time.Duration, bool) {
 	return max(next, time.Millisecond), true
 }
 
-// judgeAll judges every connection by trust.
-func (l *live) judgeAll(trust *chaincheck.Trust) {
-	l.judging.Lock()
-	defer l.judging.Unlock()
+// believeAll closes the connections whose peer is believed no longer.
+func (l *live) believeAll(trust *chaincheck.Trust) {
 	for _, c := range l.all() {
-		if err := l.judgeLocked(c, trust); err != nil {
+		if err := l.believe(c, trust); err != nil {
 			l.close(c, err)
 		}
 	}
+}
+
+// askAll closes the connections whose peer is authorised no longer.
+func (l *live) askAll() {
+	for _, c := range l.all() {
+		if err := l.ask(c); err != nil {
+			l.close(c, err)
+		}
+	}
+}
+
+// askSoon is askAll beside the watcher, whom no program's authoriser may hold
+// up.
+func (l *live) askSoon() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.askAgain = l.asking; l.asking {
+		return
+	}
+	l.asking = true
+	l.done.Go(func() {
+		for again := true; again; {
+			l.askAll()
+			l.mu.Lock()
+			again, l.askAgain = l.askAgain, false
+			l.asking = again
+			l.mu.Unlock()
+		}
+	})
 }
 
 func (l *live) close(c *conn, why error) {
@@ -168,15 +205,17 @@ func (l *live) close(c *conn, why error) {
 	}
 }
 
-// judgeLocked says why a connection that was verified under another trust is
-// believed no longer. Its path is known, so that mostly nothing is computed.
-func (l *live) judgeLocked(c *conn, trust *chaincheck.Trust) error {
+// believe says why the peer of a connection that was verified under another
+// trust is believed no longer. Its path is known, so that mostly nothing is
+// computed.
+func (l *live) believe(c *conn, trust *chaincheck.Trust) error {
+	l.judging.Lock()
+	defer l.judging.Unlock()
 	k, now := l.core, l.core.now()
+	id, name := c.request.Peer.ID, c.request.Peer.ID.String()
 	if k.authorize.roots != nil {
-		return nil // verified by name, under roots that do not change
-	}
-	id := c.request.Peer.ID
-	if anchor := c.request.Path[len(c.request.Path)-1]; !anchors(trust, c, anchor.Raw) {
+		name = c.request.Host // verified by name, under roots that do not change
+	} else if anchor := c.request.Path[len(c.request.Path)-1]; !anchors(trust, c, anchor.Raw) {
 		// Perhaps another root leads to it. Its dates are a matter of grace,
 		// its revocation follows.
 		at := now
@@ -192,18 +231,26 @@ func (l *live) judgeLocked(c *conn, trust *chaincheck.Trust) error {
 		c.request.Path = result.Path
 	}
 	if d, denied := trust.Denied.Lookup(id, c.request.Path); denied {
-		return &chaincheck.Error{Cause: chaincheck.Revoked, Subject: id.String(), Detail: d.String(), Certificate: c.request.Path[0]}
+		return &chaincheck.Error{Cause: chaincheck.Revoked, Subject: name, Detail: d.String(), Certificate: c.request.Path[0]}
 	}
 	if k.revocation != chaincheck.Off {
 		for n, cert := range c.request.Path[:len(c.request.Path)-1] {
 			if r := trust.CRLs.Lookup(cert, c.request.Path[n+1], now, nil); r.Status == chaincheck.StatusRevoked {
-				return &chaincheck.Error{Cause: chaincheck.Revoked, Subject: id.String(), Detail: r.String(), Certificate: cert}
+				return &chaincheck.Error{Cause: chaincheck.Revoked, Subject: name, Detail: r.String(), Certificate: cert}
 			}
 		}
 	}
+	return nil
+}
+
+// ask says why the peer of a connection is authorised no longer.
+func (l *live) ask(c *conn) error {
+	l.judging.Lock()
+	request := c.request
+	l.judging.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), authorizeTime)
 	defer cancel()
-	return k.authorize.authorize(ctx, &c.request)
+	return l.core.authorize.authorize(ctx, &request)
 }
 
 // anchors tells whether a root is still one of the peer's trust domain.
@@ -216,11 +263,14 @@ func anchors(trust *chaincheck.Trust, c *conn, raw []byte) bool {
 	return false
 }
 
-// recheck judges all connections again although the Source did not change.
+// recheck judges all connections again although the Source did not change;
+// authorisers are asked also while the Source has nothing.
 func (l *live) recheck() {
+	l.rechecks.Add(1)
 	if snapshot, _, err := l.core.source.Current(); err == nil {
-		l.judgeAll(snapshot.Trust)
+		l.believeAll(snapshot.Trust)
 	}
+	l.askAll()
 }
 
 // closeAll ends every connection and waits for the watcher.

@@ -1,0 +1,176 @@
+package mtls_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/chaincheck"
+	"github.com/legation-io/legation/sdk/handshake"
+	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/internal/pkitest"
+	"github.com/legation-io/legation/sdk/mtls"
+)
+
+// A server that is verified by its public name is taken back as any other: at
+// the handshake, and while a connection is open.
+func TestAPublicServerThatIsTakenBackIsRefusedAndLeft(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		take func(d, public *pkitest.Domain, cert *tls.Certificate)
+	}{
+		{"its key is denied", func(d, _ *pkitest.Domain, cert *tls.Certificate) {
+			sum := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
+			d.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
+		}},
+		{"its serial is denied", func(d, _ *pkitest.Domain, cert *tls.Certificate) {
+			d.Deny(chaincheck.Denial{Serial: cert.Leaf.SerialNumber.Text(16)})
+		}},
+		{"its CA is denied", func(d, public *pkitest.Domain, _ *tls.Certificate) {
+			sum := sha256.Sum256(public.Issuing().Cert.RawSubjectPublicKeyInfo)
+			d.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := pkitest.New(t, "example.org", nil)
+			public := pkitest.New(t, "public.example", nil)
+			cert := publicCert(t, public, "model.example.com")
+			l, _ := echo(t, mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeID(d.ID(web)),
+				Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil }})
+			dd := dialer(t, mtls.ClientConfig{Source: d.Source(web), ServerName: "model.example.com", Revocation: chaincheck.Prefer,
+				Authorize: mtls.AuthorizeServerName([]*x509.Certificate{public.Root().Cert})})
+			c, err := dial(t, dd, l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.take(d, public, cert)
+			closed(t, c)
+			_, err = dial(t, dd, l.Addr().String())
+			wantCause(t, err, handshake.Revoked)
+		})
+	}
+}
+
+// What an authoriser decided by is changed, and Recheck called, while a
+// handshake is between its answer and its end.
+func TestAHandshakeThatRacesARecheckLosesIt(t *testing.T) {
+	var banned atomic.Bool
+	var l *mtls.Listener
+	p := newPair(t, func(d *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.Authorize = mtls.AuthorizeFunc(func(_ context.Context, r *mtls.Request) error {
+			if banned.Load() {
+				return errors.New("banned")
+			}
+			// The decision is made; before it is acted on, the data change.
+			banned.Store(true)
+			l.Recheck()
+			return nil
+		})
+	})
+	l = p.l
+	if c, err := dial(t, dialer(t, p.client), p.address()); err == nil {
+		t.Error("a connection that was let in by what no longer holds is open")
+		c.Close()
+	}
+}
+
+// Whoever is banned while the source of identity is away is closed too.
+func TestRecheckCountsWhileTheSourceHasNothing(t *testing.T) {
+	var banned atomic.Bool
+	p := newPair(t, func(d *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.Authorize = mtls.AuthorizeFunc(func(context.Context, *mtls.Request) error {
+			if banned.Load() {
+				return errors.New("banned")
+			}
+			return nil
+		})
+	})
+	c, err := dial(t, dialer(t, p.client), p.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.server.Source.(*identity.Memory).Fail(errors.New("the agent is gone"))
+	banned.Store(true)
+	p.l.Recheck()
+	closed(t, c)
+}
+
+// A client that asks for the very text by which a server says "none of these".
+func TestA36NoApplicationProtocolIsMadeUp(t *testing.T) {
+	p := newPair(t, func(_ *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) { s.NextProtos = mtls.HTTPProtos })
+	for _, made := range []string{"none of h2, http/1.1", "none of", "h2, http/1.1", "h3", "\x00", "H2"} {
+		config := plain(p.Issue(web, nil))
+		config.NextProtos = []string{made}
+		c, err := plainDial(t, p.address(), config)
+		if err == nil {
+			t.Errorf("%q was agreed on: %q", made, c.ConnectionState().NegotiatedProtocol)
+		}
+	}
+}
+
+// One connection whose authoriser hangs does not keep others from being closed.
+func TestAnAuthoriserThatHangsHoldsUpNoRevocation(t *testing.T) {
+	var hang atomic.Bool
+	release := make(chan struct{})
+	p := newPair(t, func(d *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.Authorize = mtls.AuthorizeFunc(func(ctx context.Context, r *mtls.Request) error {
+			if hang.Load() {
+				<-release
+			}
+			return nil
+		})
+	})
+	defer close(release)
+	for range 8 {
+		if _, err := dial(t, dialer(t, mtls.ClientConfig{Source: p.Source("/other"), Authorize: p.client.Authorize}), p.address()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad, err := dial(t, dialer(t, p.client), p.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hang.Store(true)
+	start := time.Now()
+	p.Deny(chaincheck.Denial{ID: p.ID(web)})
+	closed(t, bad)
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// HTTP/2 connections are kept by host: one that was authorised for a host is
+// not used for another, at the same address or not.
+func TestA42AConnectionOfOneHostIsNotUsedForAnother(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	address := serve(t, mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeMemberOf(d.TrustDomain)})
+	dd := dialer(t, mtls.ClientConfig{Source: d.Source(web), Authorize: mtls.AuthorizeHosts(map[string][]spiffeid.ID{
+		"a.test": {d.ID(model)}, "b.test": {d.ID("/b")},
+	}), Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}})
+	transport := dd.Transport()
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience}
+	if _, err := get(t, client, "a.test:443"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := get(t, client, "b.test:443")
+	if e, ok := errors.AsType[*handshake.Error](err); !ok || e.Cause != handshake.WrongName {
+		t.Errorf("by the connection of a.test: %v", err)
+	}
+	if _, err := get(t, client, "c.test:443"); err == nil || !strings.Contains(err.Error(), "c.test") {
+		t.Errorf("a host that is not named: %v", err)
+	}
+}
