@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -124,6 +125,7 @@ func Start(t testing.TB, o Options) *Pebble {
 	}
 	command := exec.Command(program, "-config", file, "-dnsserver", names.Address)
 	command.Env = append(os.Environ(), o.Env...)
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that panics cleans nothing up
 	out, err := command.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
