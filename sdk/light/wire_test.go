@@ -90,7 +90,7 @@ func grpcFrame(message []byte) []byte {
 func (p *peer) data(id uint32, raw []byte) *peer { _ = p.fr.WriteData(id, false, raw); return p }
 
 // play runs the script against two calls and returns what came.
-func play(t testing.TB, raw []byte, step, maxMessage int) (got []string, err error, sent []byte) {
+func play(t testing.TB, raw []byte, step, maxMessage int) (got []string, sent []byte, err error) {
 	t.Helper()
 	s := &script{in: raw, step: step}
 	c, err := newConn(s, maxMessage)
@@ -108,7 +108,7 @@ func play(t testing.TB, raw []byte, step, maxMessage int) (got []string, err err
 	for range 1000 {
 		e, err := c.next()
 		if err != nil {
-			return got, err, s.out.Bytes()
+			return got, s.out.Bytes(), err
 		}
 		name := "two"
 		if e.stream == one {
@@ -145,7 +145,7 @@ func TestFramesComeInAnyPieces(t *testing.T) {
 	p.data(3, grpcFrame([]byte("there"))).status(3, "0", "")
 	p.status(1, "7", "no%20identity %e2%82%ac %zz")
 	for _, step := range []int{1, 7, 1 << 20} {
-		got, err, sent := play(t, p.b.Bytes(), step, 100)
+		got, sent, err := play(t, p.b.Bytes(), step, 100)
 		want := []string{"one hello", "one empty", "one again", "one padded", "two there", "two ended OK: ", "one ended PermissionDenied: no identity € %zz"}
 		if !slices.Equal(got, want) || !errors.Is(err, errGone) {
 			t.Errorf("in pieces of %d: %q, %v", step, got, err)
@@ -240,7 +240,7 @@ func TestCallsEndAsThePeerSays(t *testing.T) {
 		}, []string{"one ended Internal: the stream was reset with HTTP/2 error 2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err, _ := play(t, row.peer().b.Bytes(), 1<<20, 100)
+			got, _, err := play(t, row.peer().b.Bytes(), 1<<20, 100)
 			if !slices.Equal(got, row.want) || !errors.Is(err, errGone) {
 				t.Errorf("%q, %v; want %q", got, err, row.want)
 			}
@@ -300,7 +300,7 @@ func TestAPeerThatBreaksTheProtocolIsLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPeer().settings()
 			bend(p)
-			_, err, _ := play(t, p.b.Bytes(), 1<<20, 100)
+			_, _, err := play(t, p.b.Bytes(), 1<<20, 100)
 			var broken *ProtocolError
 			if !errors.As(err, &broken) {
 				t.Errorf("it ended with %v", err)
