@@ -62,6 +62,7 @@ var may = map[string][]string{
 	"propagation/tokens":          union(grpc, metrics, []string{"jose"}),
 
 	"policy":            union(metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
+	"policy/declared":   union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 	"policy/grpcpolicy": union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 	"policy/declared":   union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 
