@@ -45,6 +45,7 @@ var measurements = []measurement{
 	{"pairs", pairs},
 	{"hops", hops},
 	{"tokens", tokenCosts},
+	{"policy", policyDecisions},
 	{"sdk", sdk},
 	{"sdk-instructions", sdkInstructions},
 }
