@@ -47,8 +47,8 @@ func policyDecisions(ctx context.Context, r *run) ([]Row, error) {
 	heap := make([]byte, 64<<20) // a service's, so that the collector is as rare as there
 	heap[0] = 1
 	ours := func() error {
-		if !engine.Decide(ctx, &in).Allowed {
-			return fmt.Errorf("denied")
+		if d := engine.Decide(ctx, &in); !d.Allowed {
+			return fmt.Errorf("the example policy denies what it should allow: %s %s", d.Cause, d.Detail)
 		}
 		return nil
 	}

@@ -21,7 +21,7 @@ import (
 type Config struct {
 	// Deadline bounds one evaluation of one policy; what takes longer is a
 	// denial. Default 25 ms. An evaluation that has done little by then (fewer
-	// than 512 steps) was kept waiting by a busy machine, and is given four
+	// than 512 steps) was kept waiting by a busy machine, and is given twelve
 	// times that. A policy is asked within it also when it is loaded. A single
 	// built-in function is not interrupted; the allow-list holds only those
 	// whose cost their arguments bound.

@@ -29,7 +29,7 @@ const (
 	// manySteps tells a policy that works from one that waits for a processor:
 	// a usual decision takes some dozens.
 	manySteps = 512
-	patience  = 4 // times the deadline, for one that has taken fewer
+	patience  = 12 // times the deadline, for one that has taken fewer
 	// costlyStep is what a step is held to have cost at most, where the clock
 	// cannot tell work from waiting.
 	costlyStep = 50 * time.Microsecond
@@ -94,7 +94,7 @@ func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time
 		})
 	switch {
 	case stop.over:
-		return CauseDeadline, fmt.Sprintf("the evaluation took more than %s", within), 0
+		return CauseDeadline, fmt.Sprintf("the evaluation took %s in %d steps, at most %s is allowed", time.Since(began).Round(time.Millisecond), stop.asked, within), 0
 	case err != nil:
 		return CauseError, err.Error(), 0
 	case answers == 0:

@@ -64,7 +64,6 @@ var may = map[string][]string{
 	"policy":            union(metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 	"policy/declared":   union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 	"policy/grpcpolicy": union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
-	"policy/declared":   union(grpc, metrics, []string{"opa", "jose", "fsnotify", "yaml"}),
 
 	"renewal":              union(metrics, []string{"yaml"}),
 	"renewal/folder":       union(metrics, []string{"yaml", "fsnotify"}),
