@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 
 	"github.com/legation-io/legation/sdk/identity"
 )
@@ -61,7 +62,8 @@ func (s *server) present(r *http.Request, c Chain) *http.Request {
 	}
 	headers, changed := stripped(r.Header)
 	baggage, rewritten := s.in.baggageIn(r.Header[canonicalBaggage], c)
-	if !c.IsZero() || changed || rewritten {
+	connection, shortened := withoutOurs(r.Header["Connection"])
+	if !c.IsZero() || changed || rewritten || shortened {
 		if out == r {
 			out = r.WithContext(r.Context())
 		}
@@ -81,6 +83,9 @@ func (s *server) present(r *http.Request, c Chain) *http.Request {
 		case rewritten:
 			headers[canonicalBaggage] = []string{baggage}
 		}
+		if shortened {
+			headers["Connection"] = connection
+		}
 		out.Header = headers
 	}
 	if r.Body != nil && r.Body != http.NoBody && (r.ProtoMajor >= 2 || r.ContentLength < 0) {
@@ -93,6 +98,23 @@ func (s *server) present(r *http.Request, c Chain) *http.Request {
 	return out
 }
 
+// withoutOurs leaves out the names of ours of a Connection header: a handler
+// that is a proxy removes what is named there (RFC 9110 7.6.1), and no client
+// has its own identity removed.
+func withoutOurs(values []string) (kept []string, changed bool) {
+	for _, v := range values {
+		for name := range strings.SplitSeq(v, ",") {
+			name = strings.Trim(name, " \t")
+			if identityHeader(name) != "" {
+				changed = true
+			} else if name != "" {
+				kept = append(kept, name)
+			}
+		}
+	}
+	return kept, changed
+}
+
 // trailerBody removes identities from the trailers that come after a body.
 type trailerBody struct {
 	io.ReadCloser
@@ -103,10 +125,21 @@ type trailerBody struct {
 func (b *trailerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
-		Strip(b.from.Trailer)
-		b.to.Trailer = b.from.Trailer
+		b.trailer()
 	}
 	return n, err
+}
+
+// Close implements io.Closer: net/http reads what was not read.
+func (b *trailerBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.trailer()
+	return err
+}
+
+func (b *trailerBody) trailer() {
+	Strip(b.from.Trailer)
+	b.to.Trailer = b.from.Trailer
 }
 
 // remote parses http.Request.RemoteAddr.

@@ -28,9 +28,20 @@ func Transport(base http.RoundTripper, c Config) (http.RoundTripper, error) {
 	return &transport{out, base, c.Audience}, nil
 }
 
-// ToWorkload is an Audience for a client of one service.
+// ToWorkload is an Audience for a client of one service. Where the service
+// redirects to another host, port or scheme is outside, and so is all after
+// it.
 func ToWorkload(id spiffeid.ID) func(*http.Request) (spiffeid.ID, error) {
-	return func(*http.Request) (spiffeid.ID, error) { return id, nil }
+	return func(r *http.Request) (spiffeid.ID, error) {
+		for r.Response != nil { // http.Client was redirected here
+			from := r.Response.Request
+			if from == nil || from.URL.Host != r.URL.Host || from.URL.Scheme != r.URL.Scheme {
+				return spiffeid.ID{}, nil
+			}
+			r = from
+		}
+		return id, nil
+	}
 }
 
 // ToHosts is an Audience by the host of the URL, without its port; hosts that
