@@ -51,6 +51,7 @@ type Error struct {
 	Work Work
 }
 
+// Error implements error: cause, certificate, and what is wrong with it.
 func (e *Error) Error() string {
 	if e.Subject == "" {
 		return fmt.Sprintf("chain refused (%s): %s", e.Cause, e.Detail)

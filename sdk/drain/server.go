@@ -75,9 +75,9 @@ func HTTP(server *http.Server, l net.Listener) Part {
 
 // A GRPCServer is a *grpc.Server: this package does not link gRPC.
 type GRPCServer interface {
-	Serve(net.Listener) error
-	GracefulStop()
-	Stop()
+	Serve(net.Listener) error // until the listener is closed or it is stopped
+	GracefulStop()            // waits for calls under way
+	Stop()                    // ends them
 }
 
 // GRPC serves on l. Clients are told by GOAWAY when the listener is closed, and

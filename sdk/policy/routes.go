@@ -29,6 +29,7 @@ type Route struct {
 
 // RouteConfig are the routes of one service.
 type RouteConfig struct {
+	// Routes of the service; required. What none of them names is denied.
 	Routes []Route
 	// Headers lists the request headers that become input.request.headers;
 	// none by default. Those that carry secrets are refused.

@@ -36,6 +36,7 @@ type Method struct {
 
 // Config is how the interceptors ask.
 type Config struct {
+	// Engine decides; required.
 	Engine *policy.Engine
 	// Methods that may be asked about; all others are denied.
 	Methods []Method
