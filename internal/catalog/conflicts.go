@@ -189,6 +189,8 @@ func (c *Catalog) over(now *Snapshot, pending []*object) error {
 			limit, name = c.limits.EntriesPerNode, "entriesPerNode"
 		case kindIdentity.plural:
 			limit, name = c.limits.EntriesPerNamespace, "entriesPerNamespace"
+		case kindPolicy.plural:
+			limit, name = c.limits.PoliciesPerNamespace, "policiesPerNamespace"
 		}
 		if added[key] > 0 && have+added[key] > limit {
 			in := "namespace " + of

@@ -184,6 +184,7 @@ func TestLimitsAreTyped(t *testing.T) {
 		"entries of a node":         {Limits{EntriesPerNode: 1}, identity("a") + identity("b"), "entriesPerNode"},
 		"entries of a namespace":    {Limits{EntriesPerNamespace: 1}, identity("a") + identity("b", "node: web-2"), "entriesPerNamespace"},
 		"services of a namespace":   {Limits{ResourcesPerNamespace: 1}, shop, "resourcesPerNamespace"},
+		"policies of a namespace":   {Limits{PoliciesPerNamespace: 1}, policyNamed("a", "allow := true") + "---\n" + policyNamed("b", "allow := true"), "policiesPerNamespace"},
 		"bytes of a document":       {Limits{DocumentBytes: 10}, identity("a"), "documentBytes"},
 		"bytes of a resource":       {Limits{ResourceBytes: 10}, identity("a"), "resourceBytes"},
 		"resources of one apply":    {Limits{ResourcesPerApply: 1}, identity("a") + identity("b"), "resourcesPerApply"},

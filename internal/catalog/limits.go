@@ -11,6 +11,9 @@ type Limits struct {
 	// ResourcesPerNamespace bounds every other kind in one namespace, each by
 	// itself. Default 10,000.
 	ResourcesPerNamespace int `json:"resourcesPerNamespace,omitempty"`
+	// PoliciesPerNamespace bounds the Policies of one namespace: a node that
+	// hosts an identity of it holds all of them in memory. Default 100.
+	PoliciesPerNamespace int `json:"policiesPerNamespace,omitempty"`
 	// DocumentBytes bounds one file of an apply. Default 1 MiB.
 	DocumentBytes int `json:"documentBytes,omitempty"`
 	// ResourceBytes bounds one stored resource. Default 256 KiB.
@@ -22,7 +25,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	for field, value := range map[*int]int{
-		&l.EntriesPerNode: 10_000, &l.EntriesPerNamespace: 50_000, &l.ResourcesPerNamespace: 10_000,
+		&l.EntriesPerNode: 10_000, &l.EntriesPerNamespace: 50_000, &l.ResourcesPerNamespace: 10_000, &l.PoliciesPerNamespace: 100,
 		&l.DocumentBytes: 1 << 20, &l.ResourceBytes: 256 << 10, &l.ResourcesPerApply: 1_000,
 	} {
 		if *field <= 0 {

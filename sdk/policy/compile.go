@@ -15,6 +15,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/types"
 )
 
 // Program is a policy that compiled. It is immutable and may be evaluated by
@@ -82,6 +83,9 @@ func Compile(ctx context.Context, p Policy) (program *Program, err error) {
 	if !decides(out.compiler, ref, data) {
 		return nil, mistake("no rule answers the query %s: every decision would be a denial; name the package and rule that decide, or write one (package legation, rule allow)", ref)
 	}
+	if t := out.compiler.TypeEnv.GetByRef(ref); !mayBeBoolean(t) {
+		return nil, mistake("the query %s answers %s, never true: every decision would be a denial", ref, types.Sprint(t))
+	}
 	const answer = ast.Var("answer")
 	query := ast.NewBody(ast.Equality.Expr(ast.NewTerm(answer), ast.NewTerm(ref)))
 	if out.body, err = out.compiler.QueryCompiler().Compile(query); err != nil {
@@ -132,6 +136,17 @@ func decides(c *ast.Compiler, ref ast.Ref, data map[string]any) bool {
 		}
 	}
 	return true
+}
+
+// mayBeBoolean reports whether a value of the type can be true.
+func mayBeBoolean(t types.Type) bool {
+	switch t := t.(type) {
+	case nil, types.Boolean:
+		return true
+	case types.Any:
+		return len(t) == 0 || slices.ContainsFunc(t, mayBeBoolean)
+	}
+	return false
 }
 
 func checkBounds(p Policy) (ast.Ref, error) {

@@ -34,6 +34,7 @@ func TestEverythingButTrueIsADenial(t *testing.T) {
 		{"an object is no true", `allow := {"allow": true} if input.operation == "predict"`, policy.CauseNotBoolean},
 		{"a set that holds true is no true", `allow contains true if input.operation == "predict"`, policy.CauseNotBoolean},
 		{"null is no true", `allow := null if input.operation == "predict"`, policy.CauseNotBoolean},
+		{"what only running it shows is no true", `allow := json.unmarshal("1") if input.operation == "predict"`, policy.CauseNotBoolean},
 		{"two answers are an error", "allow := true if input.operation == \"predict\"\nallow := false if input.resource.type == \"llm\"", policy.CauseError},
 		{"a function that fails is undefined", `allow if to_number(input.operation) == 1`, policy.CauseUndefined},
 	} {
@@ -84,7 +85,8 @@ func TestABadPolicyKeepsTheOneBefore(t *testing.T) {
 		{"whose types do not fit", `allow if startswith(1, "a")`, "p.rego:2:"},
 		{"that asks for a field that no input has", `allow if input.identity.spife_id == "a"`, "p.rego:2:"},
 		{"that reaches the network", `allow if http.send({"url": "http://127.0.0.1", "method": "get"})`, "http.send"},
-		{"that fails the test question", `allow := "yes"`, "test question"},
+		{"that never says true", `allow := "yes"`, "never true"},
+		{"that fails the test question", `allow := json.unmarshal("1")`, "test question"},
 		{"that loops", "n := numbers.range(1, 100000)\nallow if { some a in n; some b in n; some c in n; a + b == c * -1 }", "deadline"},
 		{"that fails a probe", `allow if input.identity.namespace == "other"`, "shop keeps predict"},
 		{"that is too large", "# " + strings.Repeat("x", policy.MaxModuleBytes), "bytes"},
@@ -109,7 +111,7 @@ func TestABadPolicyKeepsTheOneBefore(t *testing.T) {
 		})
 	}
 	want := strings.NewReader("# HELP legation_policy_loads_total Policies loaded, refused or found unchanged, by source.\n# TYPE legation_policy_loads_total counter\n" +
-		"legation_policy_loads_total{result=\"loaded\",source=\"test\"} 1\nlegation_policy_loads_total{result=\"refused\",source=\"test\"} 11\n")
+		"legation_policy_loads_total{result=\"loaded\",source=\"test\"} 1\nlegation_policy_loads_total{result=\"refused\",source=\"test\"} 12\n")
 	if err := testutil.GatherAndCompare(registry, want, "legation_policy_loads_total"); err != nil {
 		t.Error(err)
 	}
