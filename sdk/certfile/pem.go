@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
-	"strconv"
 
 	"github.com/legation-io/legation/sdk/secretmem"
 )
@@ -47,7 +46,8 @@ func blocks(data []byte) ([]block, error) {
 			}
 			kind, ok := bytes.CutSuffix(text[len(begin):], dashes)
 			if !ok || !label(kind) {
-				return nil, fmt.Errorf("line %d is no PEM boundary: %s", line, strconv.Quote(string(text[:min(len(text), 80)])))
+				// Nothing of it is repeated: where line ends were lost, a key follows.
+				return nil, fmt.Errorf("line %d begins as a PEM boundary and does not end as one: were its line ends lost?", line)
 			}
 			if len(all) == maxBlocks {
 				return nil, fmt.Errorf("there are more than %d PEM blocks", maxBlocks)
@@ -75,11 +75,12 @@ func blocks(data []byte) ([]block, error) {
 	return all, nil
 }
 
-// label says whether a block may be named so (RFC 7468 3), which is repeated in
-// errors.
+// label says whether a block may be named so: as all that are registered (RFC
+// 7468 4) or met are, since it is repeated in errors, and base64 is not like
+// that.
 func label(kind []byte) bool {
 	for _, c := range kind {
-		if c < ' ' || c > '~' || c == '-' {
+		if c != ' ' && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
 			return false
 		}
 	}
