@@ -26,6 +26,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -166,7 +167,7 @@ func VerifyLeafRaw(rawCerts [][]byte, p Params) (*Result, error) {
 		}
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, refuse(Malformed, nil, "certificate %d of the chain does not parse: %v", n, err)
+			return nil, refuse(Malformed, nil, "certificate %d of the chain does not parse: %.256v", n, err) // it repeats what a stranger wrote
 		}
 		p.Chain[n] = cert
 	}
@@ -206,6 +207,9 @@ func (p *Params) leaf() (*facts, *Error) {
 		return nil, refuse(NoCertificate, nil, "the peer presented no certificate")
 	case len(p.Chain) > maxPresented:
 		return nil, refuse(TooComplex, nil, "%d certificates were presented, at most %d are looked at", len(p.Chain), maxPresented)
+	}
+	if n := slices.Index(p.Chain, nil); n >= 0 {
+		return nil, refuse(BadParams, nil, "certificate %d of the chain is nil", n)
 	}
 	leaf, err := factsOf(p.Chain[0])
 	if err != nil {

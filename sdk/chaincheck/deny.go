@@ -108,6 +108,8 @@ func (set *DenySet) add(d Denial) error {
 	switch {
 	case subjects != 1:
 		return fmt.Errorf("it names %d of identity, serial and key; exactly one is denied by one denial", subjects)
+	case !d.ID.IsZero() && d.ID.Path() == "":
+		return fmt.Errorf("it names the trust domain %s, which no workload is; a domain is taken back by its roots", d.ID)
 	case d.Issuer != "" && d.Serial == "":
 		return errors.New("it names an issuer without a serial")
 	}
@@ -246,7 +248,7 @@ func (set *DenySet) certificate(cert, issuer *x509.Certificate) *Denial {
 	if set == nil {
 		return nil
 	}
-	if len(set.serials) > 0 && cert.SerialNumber.Sign() > 0 && cert.SerialNumber.BitLen() <= maxSerialBytes*8 {
+	if len(set.serials) > 0 && cert.SerialNumber != nil && cert.SerialNumber.Sign() > 0 && cert.SerialNumber.BitLen() <= maxSerialBytes*8 {
 		var buffer [maxSerialBytes]byte
 		cert.SerialNumber.FillBytes(buffer[:])
 		first := maxSerialBytes - (cert.SerialNumber.BitLen()+7)/8

@@ -62,7 +62,7 @@ func (l *list) decide(child *x509.Certificate, now time.Time) Revocation {
 	r := Revocation{Source: SourceCRL, Number: l.crl.Number, ThisUpdate: l.crl.ThisUpdate, NextUpdate: l.crl.NextUpdate}
 	// RFC 5280 serials have at most 20 octets; the buffer stays on the stack.
 	var buffer [20]byte
-	if child.SerialNumber.BitLen() <= len(buffer)*8 {
+	if child.SerialNumber != nil && child.SerialNumber.BitLen() <= len(buffer)*8 {
 		serial := bytes.TrimLeft(child.SerialNumber.FillBytes(buffer[:]), "\x00")
 		if entry, ok := l.revoked[string(serial)]; ok {
 			r.Status, r.RevokedAt, r.Reason = StatusRevoked, time.Unix(entry.at, 0).UTC(), int(entry.reason)

@@ -3,6 +3,7 @@ package chaincheck
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -78,7 +79,7 @@ func (v *Verifier) Verify(ctx context.Context, t *Trust, chain []*x509.Certifica
 	now := v.config.Now()
 	var generation uint64
 	var remembered *cache
-	if v.perShard > 0 && len(chain) > 0 && len(chain) <= maxPresented {
+	if v.perShard > 0 && len(chain) > 0 && len(chain) <= maxPresented && !slices.Contains(chain, nil) {
 		remembered = v.under(t)
 		if v.config.OCSP != nil {
 			generation = v.config.OCSP.generation.Load()
