@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -113,20 +112,10 @@ func (c *conn) shut(id spiffeid.ID, reason error) bool {
 	return first
 }
 
-const (
-	lingerTime  = 250 * time.Millisecond
-	lingerBytes = 64 << 10
-)
-
-// closeGently lets the peer read the alert that says why it was refused: a
-// close with unread bytes would reset the connection, and the alert be lost.
+// closeGently lets the peer read the alert that says why it was refused.
 func (c *conn) closeGently() {
-	defer c.Close()
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
-			io.CopyN(io.Discard, c.Conn, lingerBytes) // whatever it says, it is refused
-		}
-	}
+	handshake.Linger(c.Conn, 0)
+	c.Close()
 }
 
 // ours finds our part of a connection.
