@@ -50,7 +50,7 @@ func TestAServerWhoseCertificateIsNotRenewedGoesOnAndSaysSo(t *testing.T) {
 	if c := s.Condition(renewal.Issuing); !s.Is(renewal.Ready) || c == nil || c.Reason != renewal.ReasonFailed || !strings.Contains(c.Message, "is revoked") || *s.FailedIssuanceAttempts != 1 {
 		t.Errorf("after a failure: %+v", s)
 	}
-	if n, err := testutil.GatherAndCount(registry, "legation_certificate_issuances_total", "legation_certificate_expiration_timestamp_seconds"); err != nil || n != 3 {
+	if n, err := testutil.GatherAndCount(registry, "legation_certificate_issuances_total", "legation_certificate_expiry_timestamp_seconds"); err != nil || n != 3 {
 		t.Errorf("%d series of its renewal (%v)", n, err)
 	}
 	must(t, d.authority.Lift(t.Context(), attestnode.ServerID(domain), ""))

@@ -35,8 +35,8 @@
 // # Metrics
 //
 //	legation_acme_orders_total{result="ok|refused|limited|error"}
-//	legation_acme_order_seconds                               how long an order took
+//	legation_acme_order_seconds                                 how long an order took
 //	legation_acme_requests_total{result="ok|bad_nonce|limited|error"}
-//	legation_acme_certificate_not_after_seconds{domain}       Unix time
+//	legation_acme_certificate_expiry_timestamp_seconds{domain}  Unix time
 //	legation_acme_staples_total{result="ok|error"}
 package acmecert

@@ -21,7 +21,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "legation_acme_order_seconds", Help: "How long orders took.",
 			Buckets: []float64{.1, .5, 1, 2, 5, 10, 30, 60, 120, 300}}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_acme_requests_total", Help: "Requests to the CA by how they ended."}, []string{"result"}),
-		notAfter: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_acme_certificate_not_after_seconds", Help: "When the certificate that is shown ends, Unix time."}, []string{"domain"}),
+		notAfter: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_acme_certificate_expiry_timestamp_seconds", Help: "When the certificate that is shown ends, Unix time."}, []string{"domain"}),
 		staples:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_acme_staples_total", Help: "Fetches of OCSP responses by how they ended."}, []string{"result"}),
 	}
 	if r == nil {

@@ -24,9 +24,9 @@
 //
 // Metrics:
 //
-//	legation_sdk_certfile_loads_total{file,result="changed"|"refused"}
-//	legation_sdk_certfile_expiry_timestamp_seconds{file}  notAfter of what is served
-//	legation_sdk_certfile_watching{file}                  1; 0 while only Poll notices changes
+//	legation_certfile_loads_total{file,result="changed"|"refused"}
+//	legation_certfile_expiry_timestamp_seconds{file}  notAfter of what is served
+//	legation_certfile_watching{file}                  1; 0 while only Poll notices changes
 package certfile
 
 import (

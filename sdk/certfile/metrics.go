@@ -16,21 +16,21 @@ type metrics struct {
 // registered: the label file tells them apart.
 func newMetrics(r prometheus.Registerer, file string) (metrics, error) {
 	loads, err := register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "legation_sdk_certfile_loads_total",
+		Name: "legation_certfile_loads_total",
 		Help: "Certificate files that were read and replaced the old ones (changed) or were not good (refused).",
 	}, []string{"file", "result"}))
 	if err != nil {
 		return metrics{}, err
 	}
 	expiry, err := register(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "legation_sdk_certfile_expiry_timestamp_seconds",
+		Name: "legation_certfile_expiry_timestamp_seconds",
 		Help: "End of the certificate that is served, in Unix time.",
 	}, []string{"file"}))
 	if err != nil {
 		return metrics{}, err
 	}
 	watching, err := register(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "legation_sdk_certfile_watching",
+		Name: "legation_certfile_watching",
 		Help: "1 when changes of the files are noticed at once, 0 when by polling.",
 	}, []string{"file"}))
 	if err != nil {

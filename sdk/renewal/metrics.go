@@ -18,7 +18,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	f := promauto.With(r)
 	of := []string{"namespace", "name", "issuer"}
 	return &metrics{
-		expires: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_expiration_timestamp_seconds",
+		expires: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_expiry_timestamp_seconds",
 			Help: "When a certificate ends, Unix time."}, of),
 		renews: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_renewal_timestamp_seconds",
 			Help: "When a certificate is next renewed, Unix time."}, of),

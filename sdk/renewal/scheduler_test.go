@@ -74,7 +74,7 @@ func TestACertificateIsIssuedAndRenewedInTime(t *testing.T) {
 		}
 		w.store.Delete(Key{"default", "a"})
 		synctest.Wait()
-		if n, err := testutil.GatherAndCount(registry, "legation_certificate_ready", "legation_certificate_expiration_timestamp_seconds"); err != nil || n != 0 {
+		if n, err := testutil.GatherAndCount(registry, "legation_certificate_ready", "legation_certificate_expiry_timestamp_seconds"); err != nil || n != 0 {
 			t.Errorf("%d series of a certificate that is gone (%v)", n, err)
 		}
 		w.stop()

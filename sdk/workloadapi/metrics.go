@@ -13,7 +13,7 @@ var (
 	descState     = prometheus.NewDesc("legation_workloadapi_state", "1 for the state in which the subscription to the Workload API is.", []string{"state"}, nil)
 	descAnswers   = prometheus.NewDesc("legation_workloadapi_answers_total", "Good answers of the Workload API.", nil, nil)
 	descMalformed = prometheus.NewDesc("legation_workloadapi_malformed_total", "Answers, or parts of them, that made no sense and were dropped.", nil, nil)
-	descEnd       = prometheus.NewDesc("legation_workloadapi_certificate_not_after_timestamp_seconds", "When the certificate that is presented ends, Unix time; absent without one.", nil, nil)
+	descEnd       = prometheus.NewDesc("legation_workloadapi_certificate_expiry_timestamp_seconds", "When the certificate that is presented ends, Unix time; absent without one.", nil, nil)
 	descAnswered  = prometheus.NewDesc("legation_workloadapi_answered_timestamp_seconds", "When the last good answer came, Unix time; absent before the first.", nil, nil)
 	descDenials   = prometheus.NewDesc("legation_workloadapi_denials", "Identities and certificates in the deny set; -1 where the socket offers none.", nil, nil)
 	descClock     = prometheus.NewDesc("legation_workloadapi_clock_wrong", "1 while this machine's clock disagrees with the certificate it was given.", nil, nil)

@@ -35,13 +35,13 @@
 //
 // # Metrics of a Source
 //
-//	legation_workloadapi_state{state}                                1 for the current state
-//	legation_workloadapi_answers_total                               good answers
-//	legation_workloadapi_malformed_total                             answers or parts of them that were dropped
-//	legation_workloadapi_certificate_not_after_timestamp_seconds     end of the certificate that is presented
-//	legation_workloadapi_answered_timestamp_seconds                  when the last good answer came
-//	legation_workloadapi_denials                                     size of the deny set, -1 without one
-//	legation_workloadapi_clock_wrong                                 1 while the clock contradicts the certificate
+//	legation_workloadapi_state{state}                          1 for the current state
+//	legation_workloadapi_answers_total                         good answers
+//	legation_workloadapi_malformed_total                       answers or parts of them that were dropped
+//	legation_workloadapi_certificate_expiry_timestamp_seconds  end of the certificate that is presented
+//	legation_workloadapi_answered_timestamp_seconds            when the last good answer came
+//	legation_workloadapi_denials                               size of the deny set, -1 without one
+//	legation_workloadapi_clock_wrong                           1 while the clock contradicts the certificate
 //
 // Standards: SPIFFE Workload API 4, 5 and 6, SPIFFE Workload Endpoint 3, 4 and 6.
 package workloadapi

@@ -4,8 +4,8 @@
 //
 // It exposes
 //
-//	legation_sdk_tls_handshake_errors_total{error_type="tls_handshake_failed",cause,side,refused_by}
-//	legation_sdk_tls_handshake_seconds{side,result}
+//	legation_tls_handshake_errors_total{error_type="tls_handshake_failed",cause,side,refused_by}
+//	legation_tls_handshake_seconds{side,result}
 //
 // Every label has a fixed set of values (handshake.Causes; server, client; own,
 // peer; ok, failed): no peer can make another. cause says why (see
@@ -28,11 +28,11 @@ import (
 // r has other metrics by these names.
 func Hook(r prometheus.Registerer) (handshake.Hook, error) {
 	failed := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "legation_sdk_tls_handshake_errors_total",
+		Name: "legation_tls_handshake_errors_total",
 		Help: "TLS handshakes that failed, by cause.",
 	}, []string{"error_type", "cause", "side", "refused_by"})
 	took := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "legation_sdk_tls_handshake_seconds",
+		Name:    "legation_tls_handshake_seconds",
 		Help:    "Duration of TLS handshakes.",
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 	}, []string{"side", "result"})

@@ -31,7 +31,7 @@ func Example() {
 	err = attempt.Run(context.Background(), conn)
 	fmt.Println(err)
 
-	count, err := testutil.GatherAndCount(registry, "legation_sdk_tls_handshake_errors_total")
+	count, err := testutil.GatherAndCount(registry, "legation_tls_handshake_errors_total")
 	fmt.Println(count, err)
 	// Output:
 	// TLS handshake to pipe for "model.internal" failed (not_tls): the peer does not speak TLS, it looks like an HTTP answer without TLS; see https://github.com/legation-io/legation/blob/main/docs/handshake-failures.md#not_tls
@@ -55,20 +55,20 @@ func TestTheMetrics(t *testing.T) {
 	first(ctx, &handshake.Event{Side: handshake.Client, Late: true, Err: &handshake.Error{Cause: handshake.Revoked, Alert: 44}})
 	first(ctx, &handshake.Event{Side: handshake.Client})
 	want := `
-# HELP legation_sdk_tls_handshake_errors_total TLS handshakes that failed, by cause.
-# TYPE legation_sdk_tls_handshake_errors_total counter
-legation_sdk_tls_handshake_errors_total{cause="expired",error_type="tls_handshake_failed",refused_by="peer",side="server"} 2
-legation_sdk_tls_handshake_errors_total{cause="other",error_type="tls_handshake_failed",refused_by="own",side="client"} 1
-legation_sdk_tls_handshake_errors_total{cause="revoked",error_type="tls_handshake_failed",refused_by="peer",side="client"} 1
+# HELP legation_tls_handshake_errors_total TLS handshakes that failed, by cause.
+# TYPE legation_tls_handshake_errors_total counter
+legation_tls_handshake_errors_total{cause="expired",error_type="tls_handshake_failed",refused_by="peer",side="server"} 2
+legation_tls_handshake_errors_total{cause="other",error_type="tls_handshake_failed",refused_by="own",side="client"} 1
+legation_tls_handshake_errors_total{cause="revoked",error_type="tls_handshake_failed",refused_by="peer",side="client"} 1
 `
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "legation_sdk_tls_handshake_errors_total"); err != nil {
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "legation_tls_handshake_errors_total"); err != nil {
 		t.Error(err)
 	}
 	if _, err := promhandshake.Hook(nil); err != nil {
 		t.Errorf("without a registerer: %v", err)
 	}
 	taken := prometheus.NewRegistry()
-	taken.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "legation_sdk_tls_handshake_errors_total", Help: "another"}))
+	taken.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "legation_tls_handshake_errors_total", Help: "another"}))
 	if _, err := promhandshake.Hook(taken); err == nil {
 		t.Error("another metric by the name is not reported")
 	}
