@@ -70,7 +70,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		return err
 	}
 
-	engine := policy.NewEngine(policy.Config{Log: log, Registerer: registry, Probes: []policy.Probe{{
+	engine := policy.NewEngine(policy.Config{Logger: log, Registerer: registry, Probes: []policy.Probe{{
 		Name:  "health is open to the own trust domain",
 		Input: policy.Input{Identity: own.ID, Operation: "health", Request: policy.Request{Method: "GET", Path: "/healthz"}}, Allowed: true,
 	}}})
@@ -94,10 +94,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	parts := []drain.Part{
 		drain.HTTP(&http.Server{Handler: called, ReadHeaderTimeout: headerTimeout}, listener),
 		drain.Background("policy", func(ctx context.Context) error {
-			if err := (policy.Directory{Path: c.policies}).Run(ctx, engine); ctx.Err() == nil {
-				return err
-			}
-			return nil
+			return policy.Directory{Path: c.policies}.Run(ctx, engine)
 		}),
 	}
 	log.Info("serving", "what", "mTLS as "+own.ID.String(), "address", listener.Addr().String())

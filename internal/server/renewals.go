@@ -73,7 +73,7 @@ func newRenewals(p renewalParams) (*renewals, error) {
 		},
 		PrivateKey: renewal.CertificatePrivateKey{Algorithm: renewal.ECDSA, Size: 256, Encoding: renewal.PKCS8},
 		Backoff:    renewal.Backoff{Min: between, Max: time.Minute}, MinInterval: between, IssueTimeout: 30 * time.Second, Drain: grace,
-		Log: p.Log, Registerer: p.Registerer, Now: p.Clock.Now,
+		Logger: p.Log, Registerer: p.Registerer, Now: p.Clock.Now,
 	})
 	return r, err
 }

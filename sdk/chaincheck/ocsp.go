@@ -70,8 +70,8 @@ func NewOCSP(c OCSPConfig) *OCSP {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	o := &OCSP{config: c, entries: map[string]*ocspEntry{}}
 	o.context, o.cancel = context.WithCancel(context.Background())
@@ -229,7 +229,7 @@ func (o *OCSP) evictLocked(now time.Time) {
 		return // all are under way, and those are bounded too
 	}
 	if best == 3 {
-		o.config.Log.Warn("an OCSP revocation is forgotten: MaxEntries are remembered", "entries", len(o.entries))
+		o.config.Logger.Warn("an OCSP revocation is forgotten: MaxEntries are remembered", "entries", len(o.entries))
 	}
 	delete(o.entries, victim)
 }
@@ -289,9 +289,9 @@ func (o *OCSP) fly(e *ocspEntry, flight *ocspFlight, child, issuer *x509.Certifi
 	switch {
 	case best == nil:
 		o.stats.failed.Add(1)
-		o.config.Log.Warn("OCSP failed", "certificate", describe(child), "error", why)
+		o.config.Logger.Warn("OCSP failed", "certificate", describe(child), "error", why)
 	case best.status == StatusRevoked:
-		o.config.Log.Warn("OCSP says revoked", "certificate", describe(child), "by", best.signer, "at", best.revokedAt)
+		o.config.Logger.Warn("OCSP says revoked", "certificate", describe(child), "by", best.signer, "at", best.revokedAt)
 	}
 }
 

@@ -355,7 +355,7 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	s := newSigner(t)
 	dir := t.TempDir()
 	f := policy.BundleFile{Path: filepath.Join(dir, "bundle.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(dir, "highest")}
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	load := func(e *policy.Engine, n int, rules string) error {
 		if err := os.WriteFile(f.Path, pack(t, s.sign(t, revision(n, rules))), 0o600); err != nil {
 			t.Fatal(err)
@@ -387,7 +387,7 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A restart: a new engine, the same state.
-	again := policy.NewEngine(policy.Config{Log: quiet()})
+	again := policy.NewEngine(policy.Config{Logger: quiet()})
 	if err := load(again, 4, "allow := true"); err == nil || allowed(again) {
 		t.Errorf("a restart was rolled back: %v", err)
 	}
@@ -399,11 +399,11 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	if err := os.WriteFile(f.State, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := load(policy.NewEngine(policy.Config{Log: quiet()}), 9, "allow := true"); err == nil || !strings.Contains(err.Error(), "not known") {
+	if err := load(policy.NewEngine(policy.Config{Logger: quiet()}), 9, "allow := true"); err == nil || !strings.Contains(err.Error(), "not known") {
 		t.Errorf("a state without a revision: %v", err)
 	}
 	f.State = filepath.Join(dir, "missing", "highest")
-	fresh := policy.NewEngine(policy.Config{Log: quiet()})
+	fresh := policy.NewEngine(policy.Config{Logger: quiet()})
 	if err := load(fresh, 9, "allow := true"); err == nil || allowed(fresh) {
 		t.Errorf("a revision that could not be kept is in force: %v", err)
 	}

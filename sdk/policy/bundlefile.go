@@ -96,15 +96,15 @@ func (b BundleFile) load(ctx context.Context, e *Engine, raw []byte) error {
 	}, []Policy{bundle.Policy})
 }
 
-// Run puts the bundle into force and follows the file until ctx ends; it
-// returns ctx's error, or at once that of Check. What does not load is logged
-// and counted, and leaves the bundle before in force.
+// Run puts the bundle into force and follows the file until ctx ends, and
+// returns nil then; it fails at once with the error of Check. What does not
+// load is logged and counted, and leaves the bundle before in force.
 func (b BundleFile) Run(ctx context.Context, e *Engine) error {
 	if err := b.Check(); err != nil {
 		return err
 	}
 	tried, failed := "", ""
-	return follow(ctx, e.config.Log, b.Poll, func() []string { return []string{filepath.Dir(b.Path)} }, func() {
+	follow(ctx, e.config.Logger, b.Poll, func() []string { return []string{filepath.Dir(b.Path)} }, func() {
 		raw, err := readBounded(b.Path, MaxBundleBytes)
 		if err != nil {
 			if failed != err.Error() {
@@ -118,6 +118,7 @@ func (b BundleFile) Run(ctx context.Context, e *Engine) error {
 			b.load(ctx, e, raw) // says itself what is wrong
 		}
 	})
+	return nil
 }
 
 func sum(raw []byte) []byte {

@@ -86,12 +86,12 @@ func (d Directory) Load() (Policy, error) {
 }
 
 // Run puts the folder's policy into force and follows the folder until ctx
-// ends; it returns ctx's error. What does not load is logged and counted, and
+// ends, and returns nil then. What does not load is logged and counted, and
 // leaves the policy before in force.
 func (d Directory) Run(ctx context.Context, e *Engine) error {
 	var tried [sha256.Size]byte
 	failed := ""
-	return follow(ctx, e.config.Log, d.Poll, d.folders, func() {
+	follow(ctx, e.config.Logger, d.Poll, d.folders, func() {
 		p, err := d.Load()
 		if err != nil {
 			if failed != err.Error() {
@@ -105,6 +105,7 @@ func (d Directory) Run(ctx context.Context, e *Engine) error {
 			e.Set(ctx, "directory", p) // says itself what is wrong
 		}
 	})
+	return nil
 }
 
 // folders are what is watched: Path and the folders below.

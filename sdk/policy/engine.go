@@ -36,8 +36,8 @@ type Config struct {
 	// set that answers one of them otherwise is refused. For what must never
 	// be lost, and what must never be gained.
 	Probes []Probe
-	// Log gets decisions, and loads with their errors. Nil is slog.Default().
-	Log *slog.Logger
+	// Logger gets decisions, and loads with their errors. Nil is slog.Default().
+	Logger *slog.Logger
 	// LogPerSecond bounds the decisions logged; default 100, negative logs
 	// none. What is left out is counted in the next record.
 	LogPerSecond int
@@ -97,8 +97,8 @@ func NewEngine(c Config) *Engine {
 	if c.SlowShare <= 0 {
 		c.SlowShare = 0.1
 	}
-	if c.Log == nil {
-		c.Log = slog.Default()
+	if c.Logger == nil {
+		c.Logger = slog.Default()
 	}
 	if c.LogPerSecond == 0 {
 		c.LogPerSecond = 100
@@ -186,18 +186,18 @@ func (e *Engine) set(ctx context.Context, source string, last func() error, poli
 	}
 	if err != nil {
 		e.metrics.loads.WithLabelValues(source, "refused").Inc()
-		e.config.Log.Error("policies refused, those before stay in force", "source", source, "error", err)
+		e.config.Logger.Error("policies refused, those before stay in force", "source", source, "error", err)
 		return errors.Join(append(failed, err)...)
 	}
 	for _, p := range s.programs {
 		if have[p.name] != p {
 			e.metrics.loads.WithLabelValues(source, "loaded").Inc()
-			e.config.Log.Info("policy in force", "source", source, "policy", p.name, "version", p.version)
+			e.config.Logger.Info("policy in force", "source", source, "policy", p.name, "version", p.version)
 		}
 	}
 	for _, p := range old.programs {
 		if next[p.name] == nil {
-			e.config.Log.Info("policy no longer in force", "source", source, "policy", p.name, "version", p.version)
+			e.config.Logger.Info("policy no longer in force", "source", source, "policy", p.name, "version", p.version)
 		}
 	}
 	e.metrics.inForce(old, s)
@@ -211,7 +211,7 @@ func (e *Engine) set(ctx context.Context, source string, last func() error, poli
 
 func (e *Engine) refused(source string, p Policy, err error) error {
 	e.metrics.loads.WithLabelValues(source, "refused").Inc()
-	e.config.Log.Error("policy refused, the one before stays in force", "source", source, "policy", p.Name, "version", p.Version, "error", err)
+	e.config.Logger.Error("policy refused, the one before stays in force", "source", source, "policy", p.Name, "version", p.Version, "error", err)
 	if p.Name == "" {
 		return err
 	}

@@ -40,7 +40,7 @@ func TestEverythingButTrueIsADenial(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			rules := tt.source
-			e := policy.NewEngine(policy.Config{Log: quiet()})
+			e := policy.NewEngine(policy.Config{Logger: quiet()})
 			err := e.Set(context.Background(), "test", source(rules))
 			if err != nil { // a set is no boolean whatever is asked
 				if tt.want == policy.CauseNotBoolean {
@@ -57,7 +57,7 @@ func TestEverythingButTrueIsADenial(t *testing.T) {
 }
 
 func TestNoPolicyAndNoPeerAreDenials(t *testing.T) {
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	in := ask("a", "b", "predict", "llm", "m")
 	if d := e.Decide(context.Background(), &in); d.Allowed || d.Cause != policy.CauseNoPolicy {
 		t.Errorf("without policies: %+v", d)
@@ -72,7 +72,7 @@ func TestNoPolicyAndNoPeerAreDenials(t *testing.T) {
 func TestABadPolicyKeepsTheOneBefore(t *testing.T) {
 	var logged bytes.Buffer
 	registry := prometheus.NewRegistry()
-	e := policy.NewEngine(policy.Config{Log: slog.New(slog.NewTextHandler(&logged, nil)), Registerer: registry, Deadline: 20 * time.Millisecond,
+	e := policy.NewEngine(policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Registerer: registry, Deadline: 20 * time.Millisecond,
 		Probes: []policy.Probe{{Name: "shop keeps predict", Input: ask("shop", "web", "predict", "llm", "m"), Allowed: true}}})
 	ctx := context.Background()
 	good := source(`allow if input.identity.namespace == "shop"`)
@@ -215,7 +215,7 @@ allow if {
 func TestDecisionLogsHoldNoSecrets(t *testing.T) {
 	var logged bytes.Buffer
 	var records []policy.Record
-	e := engine(t, policy.Config{Log: slog.New(slog.NewTextHandler(&logged, nil)), LogAllowedEvery: 1,
+	e := engine(t, policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), LogAllowedEvery: 1,
 		OnDecision: func(_ context.Context, r policy.Record) { records = append(records, r) }},
 		source(`allow if input.request.headers["x-tenant"][0] == "secret-tenant"`))
 	routes, err := policy.NewRoutes(policy.RouteConfig{Headers: []string{"X-Tenant"}, Routes: []policy.Route{
@@ -242,7 +242,7 @@ func TestDecisionLogsHoldNoSecrets(t *testing.T) {
 
 func TestDecisionLogsAreBounded(t *testing.T) {
 	var logged bytes.Buffer
-	e := engine(t, policy.Config{Log: slog.New(slog.NewTextHandler(&logged, nil)), LogPerSecond: 5}, source("allow := false"))
+	e := engine(t, policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), LogPerSecond: 5}, source("allow := false"))
 	logged.Reset()
 	in := ask("a", "b", "predict", "llm", "m")
 	for range 1000 {

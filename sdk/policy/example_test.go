@@ -16,7 +16,7 @@ import (
 // A service whose callers are verified by sdk/mtls puts the handler around its
 // own. Here the peer is put into the context by hand.
 func ExampleHandler() {
-	engine, err := policy.New(context.Background(), policy.Config{Log: slog.New(slog.DiscardHandler)}, policy.Policy{
+	engine, err := policy.New(context.Background(), policy.Config{Logger: slog.New(slog.DiscardHandler)}, policy.Policy{
 		Name: "models",
 		Modules: map[string]string{"models.rego": `package legation
 
@@ -53,7 +53,7 @@ allow if {
 // A folder is followed: what changes there is in force milliseconds later.
 func ExampleDirectory() {
 	ctx, cancel := context.WithCancel(context.Background())
-	engine := policy.NewEngine(policy.Config{Log: slog.New(slog.DiscardHandler)})
+	engine := policy.NewEngine(policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	_, loaded := engine.Loaded()
 	done := make(chan error, 1)
 	go func() { done <- policy.Directory{Path: "examples/feature-platform"}.Run(ctx, engine) }()
@@ -72,7 +72,7 @@ func ExampleDirectory() {
 	// Output:
 	// allowed
 	// denied
-	// context canceled
+	// <nil>
 }
 
 // A policy that does not load says where it is wrong, before anything changes.
@@ -89,7 +89,7 @@ func ExampleProbe() {
 	health := policy.Input{Identity: spiffeid.RequireFromString("spiffe://prod.example/ns/monitoring/sa/probe"),
 		Operation: "health", Request: policy.Request{Method: "GET", Path: "/healthz"}}
 	engine := policy.NewEngine(policy.Config{
-		Log:    slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler),
 		Probes: []policy.Probe{{Name: "monitoring may ask for health", Input: health, Allowed: true}},
 	})
 	err := engine.Set(context.Background(), "example", policy.Policy{Name: "p", Modules: map[string]string{

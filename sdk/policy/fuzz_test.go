@@ -103,7 +103,7 @@ func FuzzPolicy(f *testing.F) {
 	f.Add("package legation\nallow { true }", ``, "", true)
 	f.Add("package legation\nallow := [x | x := [y | y := 1]]", `[]`, "data.legation", false)
 	f.Fuzz(func(t *testing.T, module, data, query string, v0 bool) {
-		e := policy.NewEngine(policy.Config{Log: quiet(), Deadline: 20e6})
+		e := policy.NewEngine(policy.Config{Logger: quiet(), Deadline: 20e6})
 		p := policy.Policy{Name: "p", Modules: map[string]string{"p.rego": module}, Data: []byte(data), Query: query, RegoV0: v0}
 		if e.Set(t.Context(), "test", p) == nil {
 			in := ask("a", "b", "x", "llm", "m")

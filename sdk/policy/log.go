@@ -24,7 +24,7 @@ type decisionLog struct {
 }
 
 func newDecisionLog(c Config) *decisionLog {
-	return &decisionLog{log: c.Log, every: uint64(max(c.LogAllowedEvery, 0)), rate: float64(c.LogPerSecond), tokens: float64(c.LogPerSecond), last: time.Now()}
+	return &decisionLog{log: c.Logger, every: uint64(max(c.LogAllowedEvery, 0)), rate: float64(c.LogPerSecond), tokens: float64(c.LogPerSecond), last: time.Now()}
 }
 
 func (l *decisionLog) add(ctx context.Context, r Record) {

@@ -25,7 +25,7 @@ func running(t *testing.T, run func(context.Context) error) {
 	go func() { done <- run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != context.Canceled {
+		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
@@ -66,7 +66,7 @@ const (
 func TestAFolderIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	in := ask("a", "b", "predict", "llm", "m")
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	file := filepath.Join(dir, "p.rego")
 	write(t, file, yes)
 	// An hour: what follows is seen by the watcher.
@@ -111,7 +111,7 @@ func TestAMountedConfigMapIsFollowed(t *testing.T) {
 	if err := os.Symlink(filepath.Join("..data", "p.rego"), filepath.Join(dir, "p.rego")); err != nil {
 		t.Fatal(err)
 	}
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	running(t, func(ctx context.Context) error { return policy.Directory{Path: dir, Poll: time.Hour}.Run(ctx, e) })
 	eventually(t, e, in, true)
 	swap("..2", no)
@@ -125,7 +125,7 @@ func TestAFolderThatCannotBeWatchedIsPolled(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "later")
 	in := ask("a", "b", "predict", "llm", "m")
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	running(t, func(ctx context.Context) error {
 		return policy.Directory{Path: dir, Poll: 20 * time.Millisecond}.Run(ctx, e)
 	})
@@ -140,7 +140,7 @@ func TestABundleFileIsFollowed(t *testing.T) {
 	f := policy.BundleFile{Path: filepath.Join(dir, "b.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(t.TempDir(), "highest"), Poll: time.Hour}
 	put := func(n int, rules string) { write(t, f.Path, string(pack(t, s.sign(t, revision(n, rules))))) }
 	put(1, "allow := true")
-	e := policy.NewEngine(policy.Config{Log: quiet()})
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
 	running(t, func(ctx context.Context) error { return f.Run(ctx, e) })
 	eventually(t, e, in, true)
 	put(2, "allow := false")

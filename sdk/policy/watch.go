@@ -17,7 +17,7 @@ const (
 // follow calls look now, whenever something happens in one of the folders, and
 // every poll, until ctx ends; by one goroutine. Where folders cannot be
 // watched, polling alone remains.
-func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders func() []string, look func()) error {
+func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders func() []string, look func()) {
 	if poll <= 0 {
 		poll = defaultPoll
 	}
@@ -62,7 +62,7 @@ func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders f
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case <-tick.C:
 		case <-errs: // an overflow: look
 		case <-events:
@@ -72,7 +72,7 @@ func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders f
 				select {
 				case <-ctx.Done():
 					timer.Stop()
-					return ctx.Err()
+					return
 				case <-events:
 				case <-timer.C:
 					break more

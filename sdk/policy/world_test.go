@@ -40,8 +40,8 @@ func ask(ns, sa, operation, typ, name string) policy.Input {
 
 func engine(t testing.TB, c policy.Config, policies ...policy.Policy) *policy.Engine {
 	t.Helper()
-	if c.Log == nil {
-		c.Log = quiet()
+	if c.Logger == nil {
+		c.Logger = quiet()
 	}
 	e, err := policy.New(context.Background(), c, policies...)
 	if err != nil {

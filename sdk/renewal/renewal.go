@@ -45,7 +45,7 @@
 //
 // # Metrics
 //
-//	legation_certificate_expiration_timestamp_seconds  gauge, by namespace, name, issuer: notAfter
+//	legation_certificate_expiry_timestamp_seconds  gauge, by namespace, name, issuer: notAfter
 //	legation_certificate_renewal_timestamp_seconds     gauge, likewise: when it is next renewed
 //	legation_certificate_ready                         gauge, likewise: 1 when Ready
 //	legation_certificate_issuances_total               counter, by issuer and result (issued, temporary, permanent, cancelled)
@@ -115,8 +115,8 @@ type Config struct {
 	// cert-manager's defaults: RSA 2048, PKCS1, a new key for each certificate.
 	PrivateKey CertificatePrivateKey
 
-	// Log gets what people act on; nil discards it.
-	Log *slog.Logger
+	// Logger gets what people act on; nil discards it.
+	Logger *slog.Logger
 	// Registerer gets the metrics; nil keeps them unregistered.
 	Registerer prometheus.Registerer
 	// Now reads the wall clock; nil is time.Now.
@@ -158,14 +158,14 @@ func New(cfg Config) (*Scheduler, error) {
 	cfg.IssueTimeout = cmp.Or(max(0, cfg.IssueTimeout), 10*time.Minute)
 	cfg.Drain = max(0, cmp.Or(cfg.Drain, 15*time.Second))
 	cfg.PrivateKey.Algorithm = cmp.Or(cfg.PrivateKey.Algorithm, RSA)
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if now := cfg.Now; now == nil {
 		cfg.Now = func() time.Time { return time.Now().Round(0) }
 	}
 	s := &Scheduler{
-		cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), planner: newPlanner(),
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), planner: newPlanner(),
 		wake: make(chan struct{}, 1), pending: make(map[Key]bool), claims: make(map[Key]Key),
 	}
 	s.filter.Store(&matcher{})

@@ -171,7 +171,7 @@ func newWorld(t *testing.T, change func(*Config), list ...*Certificate) *world {
 			return w.ca
 		}
 		return nil
-	}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	}, Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if change != nil {
 		change(&cfg)
 	}

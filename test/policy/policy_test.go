@@ -36,15 +36,15 @@ func TestADeclaredPolicyDecidesInAProgram(t *testing.T) {
 	s := stand.New(t)
 	a := s.Agent("node-1")
 	s.Apply(web())
-	engine := policy.NewEngine(policy.Config{Log: slog.New(slog.DiscardHandler)})
+	engine := policy.NewEngine(policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- declared.Source{Addr: "unix://" + a.Socket, Log: slog.New(slog.DiscardHandler)}.Run(ctx, engine)
+		done <- declared.Source{Addr: "unix://" + a.Socket, Logger: slog.New(slog.DiscardHandler)}.Run(ctx, engine)
 	}()
 	defer func() {
 		cancel()
-		if err := <-done; err != context.Canceled {
+		if err := <-done; err != nil {
 			t.Errorf("the source ended: %v", err)
 		}
 	}()

@@ -36,8 +36,8 @@ type Source struct {
 	// SPIFFEID is the identity whose policies are meant, where the program
 	// has several; empty takes its default one.
 	SPIFFEID string
-	// Log gets each change of the connection. Nil is slog.Default().
-	Log *slog.Logger
+	// Logger gets each change of the connection. Nil is slog.Default().
+	Logger *slog.Logger
 }
 
 const (
@@ -53,7 +53,7 @@ func FromLegation(ctx context.Context, addr string, e *policy.Engine) error {
 }
 
 // Run keeps the engine's policies those that are declared, until ctx ends, and
-// then returns ctx's error. It returns earlier only where trying again is no
+// then returns nil. It returns earlier only where trying again is no
 // use: a wrong address, a request that the agent refuses as such, or a socket
 // that does not know declared policies (codes.Unimplemented), as other
 // implementations of the Workload API. While no agent answers, or it says that
@@ -62,8 +62,8 @@ func FromLegation(ctx context.Context, addr string, e *policy.Engine) error {
 // policy was deleted, denies everything. All policies of the engine are
 // replaced: give one engine one source.
 func (s Source) Run(ctx context.Context, e *policy.Engine) error {
-	if s.Log == nil {
-		s.Log = slog.Default()
+	if s.Logger == nil {
+		s.Logger = slog.Default()
 	}
 	if s.Addr == "" {
 		s.Addr = os.Getenv(workloadapi.SocketEnv)
@@ -92,7 +92,7 @@ func (s Source) Run(ctx context.Context, e *policy.Engine) error {
 	for {
 		err := s.watch(ctx, client, e, func() { ceiling, said = firstCeiling, "" })
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return nil
 		}
 		switch status.Code(err) {
 		case codes.Unimplemented, codes.InvalidArgument:
@@ -100,14 +100,14 @@ func (s Source) Run(ctx context.Context, e *policy.Engine) error {
 		}
 		if err != nil && err.Error() != said { // once, not at every try
 			said = err.Error()
-			s.Log.Warn("declared policies: the agent does not answer, the last ones stay in force", "address", s.Addr, "error", err)
+			s.Logger.Warn("declared policies: the agent does not answer, the last ones stay in force", "address", s.Addr, "error", err)
 		}
 		timer := time.NewTimer(minDelay + rand.N(ceiling))
 		ceiling = min(2*ceiling, lastCeiling)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return ctx.Err()
+			return nil
 		case <-timer.C:
 		}
 	}

@@ -15,7 +15,7 @@ import (
 
 // The interceptors go behind those of sdk/grpccreds.
 func Example() {
-	engine, err := policy.New(context.Background(), policy.Config{Log: slog.New(slog.DiscardHandler)}, policy.Policy{
+	engine, err := policy.New(context.Background(), policy.Config{Logger: slog.New(slog.DiscardHandler)}, policy.Policy{
 		Name: "models", Modules: map[string]string{"models.rego": "package legation\nallow if input.operation == \"predict\""}})
 	if err != nil {
 		fmt.Println(err)

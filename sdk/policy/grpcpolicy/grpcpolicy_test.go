@@ -34,7 +34,7 @@ func rules(s string) policy.Policy {
 
 func newEngine(t testing.TB, s string) *policy.Engine {
 	t.Helper()
-	e, err := policy.New(context.Background(), policy.Config{Log: slog.New(slog.DiscardHandler)}, rules(s))
+	e, err := policy.New(context.Background(), policy.Config{Logger: slog.New(slog.DiscardHandler)}, rules(s))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,8 +52,8 @@ type Config struct {
 	// Poll is how often everything is looked at, besides what the system
 	// reports; 0 is 30 seconds.
 	Poll time.Duration
-	// Log gets files that cannot be read; nil discards it.
-	Log *slog.Logger
+	// Logger gets files that cannot be read; nil discards it.
+	Logger *slog.Logger
 }
 
 // A Folder is a renewal.Store.
@@ -85,10 +85,10 @@ func Open(cfg Config) (*Folder, error) {
 		return nil, errors.New("folder: Config.Dir and Config.State are needed")
 	}
 	cfg.Poll = cmp.Or(max(0, cfg.Poll), 30*time.Second)
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Folder{cfg: cfg, log: cfg.Log, files: make(map[string]*file), watchers: make(map[*watcher]struct{})}
+	f := &Folder{cfg: cfg, log: cfg.Logger, files: make(map[string]*file), watchers: make(map[*watcher]struct{})}
 	for _, dir := range []string{cfg.State, f.statusDir(), filepath.Join(cfg.State, "secrets")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("folder: %w", err)

@@ -18,7 +18,7 @@ func open(t *testing.T, dir string, log *bytes.Buffer) *Folder {
 	t.Helper()
 	cfg := Config{Dir: filepath.Join(dir, "certs"), State: filepath.Join(dir, "state"), Poll: 50 * time.Millisecond}
 	if log != nil {
-		cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	}
 	f, err := Open(cfg)
 	if err != nil {

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 
 func program(dir string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	store, err := Open(Config{Dir: filepath.Join(dir, "certs"), State: filepath.Join(dir, "state"), Log: log})
+	store, err := Open(Config{Dir: filepath.Join(dir, "certs"), State: filepath.Join(dir, "state"), Logger: log})
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func program(dir string) error {
 	}
 	s, err := renewal.New(renewal.Config{
 		Store: store, Issuers: renewal.Static(map[string]renewal.Issuer{"ca": &diskCA{ca, filepath.Join(dir, "ca"), takes}}),
-		Filters: renewal.FilterFile(filepath.Join(dir, "filter.yaml")), Drain: wait, Log: log,
+		Filters: renewal.FilterFile(filepath.Join(dir, "filter.yaml")), Drain: wait, Logger: log,
 	})
 	if err != nil {
 		return err
