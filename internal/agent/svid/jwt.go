@@ -11,10 +11,18 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/limit"
 )
 
-// maxJWTs bounds the tokens held: audiences are chosen by callers.
-const maxJWTs = 1000
+const (
+	// maxJWTs bounds the tokens held: audiences are chosen by callers.
+	maxJWTs = 1000
+	// maxEntryJWTs are those of one entry: its programs push out their own.
+	maxEntryJWTs = maxJWTs / 4
+	// What the programs of one entry may have signed: half of what the control
+	// plane lets the node ask for, so that no one of them can have it all.
+	jwtsPerSecond, jwtsAtOnce = 50, 250
+)
 
 type jwtKey struct {
 	slotKey
@@ -27,7 +35,8 @@ type jwtKey struct {
 type jwtCache struct {
 	mu     sync.Mutex // guards what follows
 	tokens map[jwtKey]*jwtEntry
-	used   list.List // of jwtKey, last used first
+	used   list.List      // of jwtKey, last used first
+	held   map[string]int // by entry
 }
 
 // ErrPlain is in the chain of the error of a control plane that does not know
@@ -91,9 +100,14 @@ func (m *Manager) JWT(ctx context.Context, entry *nodev1.Entry, instance Instanc
 	// The asking outlives a caller that gives up: others wait for it.
 	askCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
 	defer cancel()
-	r, err := m.p.Signer.SignJWT(askCtx, &nodev1.SignJWTRequest{
-		TrustDomain: index.view.TrustDomain, Entry: entry.Name, SpiffeId: entry.SpiffeId, Audience: audience, Instance: string(instance), Ext: ext,
-	})
+	var r *nodev1.SignJWTResponse
+	if delay, ok := m.jwtRate.Take(entry.Name, 1); ok {
+		r, err = m.p.Signer.SignJWT(askCtx, &nodev1.SignJWTRequest{
+			TrustDomain: index.view.TrustDomain, Entry: entry.Name, SpiffeId: entry.SpiffeId, Audience: audience, Instance: string(instance), Ext: ext,
+		})
+	} else {
+		err = limit.Error("JWT-SVIDs of entry "+entry.Name, delay)
+	}
 	if err == nil && len(ext) > 0 && !r.GetExt() {
 		err = fault.New(fault.Unavailable, "sign a JWT-SVID with further claims: %w", ErrPlain)
 	}
@@ -148,21 +162,28 @@ func (e *jwtEntry) wait(ctx context.Context, m *Manager) (string, time.Time, err
 
 func (c *jwtCache) putLocked(key jwtKey, e *jwtEntry) {
 	if c.tokens == nil {
-		c.tokens = map[jwtKey]*jwtEntry{}
+		c.tokens, c.held = map[jwtKey]*jwtEntry{}, map[string]int{}
 	}
 	if old := c.tokens[key]; old != nil {
 		c.dropLocked(key, old)
 	}
 	c.tokens[key], e.place = e, c.used.PushFront(key)
-	for len(c.tokens) > maxJWTs {
-		last := c.used.Back().Value.(jwtKey)
-		c.dropLocked(last, c.tokens[last])
+	c.held[key.entry]++
+	own := c.held[key.entry] > maxEntryJWTs
+	for place := c.used.Back(); own || len(c.tokens) > maxJWTs; place = place.Prev() {
+		if last := place.Value.(jwtKey); !own || last.entry == key.entry {
+			c.dropLocked(last, c.tokens[last])
+			return // one came, one goes
+		}
 	}
 }
 
 func (c *jwtCache) dropLocked(key jwtKey, e *jwtEntry) {
 	c.used.Remove(e.place)
 	delete(c.tokens, key)
+	if c.held[key.entry]--; c.held[key.entry] == 0 {
+		delete(c.held, key.entry)
+	}
 }
 
 func (c *jwtCache) forget(instance Instance) {

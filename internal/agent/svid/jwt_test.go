@@ -3,6 +3,7 @@ package svid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -116,6 +117,7 @@ func TestFurtherClaimsMakeAnotherToken(t *testing.T) {
 func TestTheTokensUsedLastAreKept(t *testing.T) {
 	inBubble(t, func(w *world) {
 		m := w.run(Params{})
+		m.jwtRate = nil // limits nothing
 		e := entry("web", "unix:uid:1")
 		w.declare(e)
 		get := func(audience string) string {
@@ -142,6 +144,7 @@ func TestTheTokensUsedLastAreKept(t *testing.T) {
 func TestTheNumberOfTokensIsBounded(t *testing.T) {
 	inBubble(t, func(w *world) {
 		m := w.run(Params{})
+		m.jwtRate = nil // limits nothing
 		e := entry("web", "unix:uid:1")
 		w.declare(e)
 		for i := range 3 * maxJWTs {
@@ -151,6 +154,50 @@ func TestTheNumberOfTokensIsBounded(t *testing.T) {
 		}
 		if n := len(m.jwts.tokens); n > maxJWTs {
 			t.Errorf("%d tokens are held", n)
+		}
+	})
+}
+
+// One program that asks for ever other tokens takes no other's: neither those
+// that are held for them, nor what the node may have signed.
+func TestOneEntryCannotTakeTheTokensOfAnother(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		web, greedy := entry("web", "unix:uid:1"), entry("greedy", "unix:uid:2")
+		w.declare(web, greedy)
+		get := func(e *nodev1.Entry, audience string, ext map[string]string) (string, error) {
+			token, _, err := m.JWT(context.Background(), e, "uid/1", []string{audience}, ext)
+			return token, err
+		}
+		first, err := get(web, "a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, limited := 0, 0
+		for i := range 5000 {
+			switch _, err := get(greedy, "a", map[string]string{"user": fmt.Sprint(i)}); {
+			case err == nil:
+				signed++
+			case fault.Is(err, fault.Limited):
+				limited++
+			default:
+				t.Fatal(err)
+			}
+			if i%100 == 0 {
+				time.Sleep(500 * time.Millisecond)
+			}
+		}
+		if signed < jwtsAtOnce || signed > jwtsAtOnce+26*jwtsPerSecond || limited == 0 {
+			t.Errorf("%d signed, %d limited", signed, limited)
+		}
+		if n := m.jwts.held["default/greedy"]; n > maxEntryJWTs {
+			t.Errorf("%d tokens of one entry are held", n)
+		}
+		if again, err := get(web, "a", nil); err != nil || again != first {
+			t.Error("the other entry's token was pushed out", err)
+		}
+		if _, err := get(web, "b", nil); err != nil {
+			t.Error("the other entry is limited too:", err)
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/latest"
+	"github.com/legation-io/legation/internal/limit"
 	"github.com/legation-io/legation/internal/sealed"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
@@ -79,7 +80,8 @@ type Manager struct {
 	superseded map[string]time.Time
 	down       bool // the control plane did not answer last time, and we said so
 
-	jwts jwtCache
+	jwts    jwtCache
+	jwtRate *limit.Buckets // tokens asked for, by entry
 }
 
 // New starts nothing; Run does the work.
@@ -111,6 +113,7 @@ func New(p Params) *Manager {
 		subs:    map[*Subscription]struct{}{},
 
 		superseded: map[string]time.Time{},
+		jwtRate:    limit.NewBuckets(limit.Rate{PerSecond: jwtsPerSecond, Burst: jwtsAtOnce}, 0),
 	}
 	m.metrics = newMetrics(m, p.Registerer)
 	m.index.Store(newIndex(&upstream.View{}))

@@ -5,6 +5,7 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/limit"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -26,6 +27,15 @@ type objects struct {
 	workloadv1.UnimplementedObjectsServer
 	s *Server
 }
+
+const maxObject = 256 << 10 // bytes of a value (workload.proto)
+
+// What the programs of one entry may ask for and store: half of what the
+// control plane lets the node, so that no one of them can have it all.
+var (
+	objectCalls = limit.Rate{PerSecond: 50, Burst: 250}
+	objectBytes = limit.Rate{PerSecond: 256 << 10, Burst: 10 << 20}
+)
 
 // as attests the caller and runs do with the entry that gives it an identity:
 // the one it names, or its first.
@@ -56,6 +66,9 @@ func (o objects) entitled(ctx context.Context, spiffeID string, do func(context.
 	if err := c.same(); err != nil { // before anything is read or changed in its name
 		return err
 	}
+	if delay, ok := o.s.objectRate.Take(entries[0].Name, 1); !ok {
+		return limit.Error("calls about objects of entry "+entries[0].Name, delay)
+	}
 	return do(c.ctx, o.s.p.Objects, entries[0])
 }
 
@@ -74,6 +87,13 @@ func (o objects) Get(ctx context.Context, r *workloadv1.GetObjectRequest) (*work
 func (o objects) Put(ctx context.Context, r *workloadv1.PutObjectRequest) (*workloadv1.PutObjectResponse, error) {
 	resp := &workloadv1.PutObjectResponse{}
 	return resp, o.as(ctx, workloadv1.Objects_Put_FullMethodName, r.GetSpiffeId(), func(ctx context.Context, all Objects, e *nodev1.Entry) error {
+		// What the control plane counts for the node is not spent on what it refuses.
+		if n := len(r.GetValue()); n > maxObject {
+			return fault.New(fault.Invalid, "a value of %d bytes: at most %d are kept", n, maxObject)
+		}
+		if delay, ok := o.s.objectBytes.Take(e.Name, len(r.GetValue())); !ok {
+			return limit.Error("bytes stored by entry "+e.Name, delay)
+		}
 		res, err := all.PutObject(ctx, &nodev1.PutObjectRequest{Entry: e.Name, SpiffeId: e.SpiffeId, Key: r.GetKey(), Value: r.GetValue(), IfRevision: r.IfRevision})
 		resp.Revision = res.GetRevision()
 		return err

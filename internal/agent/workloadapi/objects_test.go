@@ -110,3 +110,31 @@ func TestAProcessWithoutAnIdentityHasNoObjects(t *testing.T) {
 		t.Error(err, k.asked)
 	}
 }
+
+// What the control plane lets a node store and ask is not one program's.
+func TestOneEntryCannotTakeTheObjectRateOfTheNode(t *testing.T) {
+	k := &keeper{}
+	a := serve(t, Limits{}, webEntry())
+	a.keeper = k
+	ctx, c := secure(t), a.objects()
+	if _, err := c.Put(ctx, &workloadv1.PutObjectRequest{Key: "k", Value: make([]byte, maxObject+1)}); status.Code(err) != codes.InvalidArgument || len(k.asked) != 0 {
+		t.Errorf("too large a value went to the control plane %v: %v", k.asked, err)
+	}
+	full := &workloadv1.PutObjectRequest{Key: "k", Value: make([]byte, maxObject)}
+	refused := 0
+	for range 2 * objectBytes.Burst / maxObject {
+		if _, err := c.Put(ctx, full); status.Code(err) == codes.ResourceExhausted {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("bytes are not limited")
+	}
+	k.asked = nil
+	for range 2 * objectCalls.Burst {
+		c.Get(ctx, &workloadv1.GetObjectRequest{Key: "k"})
+	}
+	if n := len(k.asked); n >= 2*objectCalls.Burst {
+		t.Errorf("all of %d calls went to the control plane", n)
+	}
+}

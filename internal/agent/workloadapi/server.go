@@ -22,6 +22,7 @@ import (
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/clock"
 	"github.com/legation-io/legation/internal/fault"
+	"github.com/legation-io/legation/internal/limit"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 	"github.com/legation-io/legation/sdk/jwtcheck"
 	"github.com/prometheus/client_golang/prometheus"
@@ -75,6 +76,8 @@ type Server struct {
 	keys    atomic.Pointer[keySet]
 	tokens  *jwtcheck.Verifier
 
+	objectRate, objectBytes *limit.Buckets // by entry
+
 	setMu sync.Mutex // guards what follows
 	setOf map[string]*nodev1.Revocation
 	set   *workloadv1.RevocationSet // of setOf
@@ -112,6 +115,7 @@ func New(p Params) *Server {
 	s := &Server{
 		p: p, log: p.Log, logRate: rate.NewLimiter(10, 20),
 		// Programs that ask here hold no cache of their own.
+		objectRate: limit.NewBuckets(objectCalls, 0), objectBytes: limit.NewBuckets(objectBytes, 0),
 		tokens:   jwtcheck.New(jwtcheck.Config{Now: p.Clock.Now, CacheSize: 1024}),
 		open:     openCalls{limits: p.Limits, byUID: map[uint32]int{}, byPID: map[int32]int{}},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_workload_api_requests_total", Help: "Workload API calls that ended, by method and gRPC code."}, []string{"method", "code"}),

@@ -29,6 +29,9 @@ func (s *Server) admitObject(ctx context.Context, action string, r about, bytes 
 	if err == nil && s.p.Objects == nil {
 		err = fault.New(fault.Unavailable, "this control plane keeps no objects")
 	}
+	if err == nil && bytes > objects.MaxValue+objects.MaxKey {
+		err = fault.New(fault.Invalid, "%d bytes of key and value: at most %d and %d are kept", bytes, objects.MaxKey, objects.MaxValue)
+	}
 	if err == nil {
 		if wait, ok := s.objectRate.Take(caller.Node, bytes); !ok {
 			err = limit.Error("bytes stored by node "+caller.Node, wait)
