@@ -80,7 +80,7 @@ func server(t *testing.T, check func(tls.ConnectionState)) string {
 			}
 			done.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(time.Minute))
 				if c.(*tls.Conn).Handshake() == nil {
 					check(c.(*tls.Conn).ConnectionState())
 				}
@@ -112,7 +112,7 @@ func TestOpenSSLGetsAES256OrNothing(t *testing.T) {
 		{"AES-128 and ChaCha20", "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			out, _ := exec.CommandContext(ctx, "openssl", "s_client", "-connect", address, "-tls1_3", "-ciphersuites", tt.offer).CombinedOutput()
 			got := strings.Contains(string(out), "Cipher is TLS_AES_256_GCM_SHA384")

@@ -31,7 +31,7 @@ func TestTheStrictProfileIsThereWithThisPackage(t *testing.T) {
 			c.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := dialer.DialContext(ctx, "tcp", l.Addr().String())
 	if err != nil {

@@ -121,7 +121,7 @@ func TestA57PEMCostsNoMoreThanItsSize(t *testing.T) {
 			_, _ = certificates(data)
 			_, _ = privateKey(data)
 			// Some milliseconds; minutes where it is quadratic.
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})

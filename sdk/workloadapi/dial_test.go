@@ -25,7 +25,7 @@ func TestDialSendsTheSecurityHeaderOnce(t *testing.T) {
 	defer conn.Close()
 	client := workload.NewSpiffeWorkloadAPIClient(conn)
 	for name, own := range map[string]bool{"by itself": false, "set by the caller, too": true} {
-		ctx, end := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, end := context.WithTimeout(t.Context(), time.Minute)
 		a.answers <- answer(t, "spiffe://example.org/a")
 		if own {
 			ctx = metadata.AppendToOutgoingContext(ctx, headerName, "true")

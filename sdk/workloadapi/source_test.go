@@ -70,7 +70,7 @@ func run(t *testing.T, c workloadapi.Config) *workloadapi.Source {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited 20 s until %s", what)
 		}
@@ -79,7 +79,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func snapshot(t *testing.T, s identity.Source) *identity.Snapshot {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	snap, err := identity.Wait(ctx, s)
 	if err != nil {
@@ -111,7 +111,7 @@ func TestTheSourceFollowsTheWorkloadAPI(t *testing.T) {
 	own, peer := d.Issue("/a", nil), d.Issue("/peer", nil)
 	api.Revoke(&workloadv1.RevocationSet{})
 	api.Answer(fakeapi.X509(t, d, own))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s, err := workloadapi.Open(ctx, quick(api, log))
 	if err != nil {
@@ -130,9 +130,7 @@ func TestTheSourceFollowsTheWorkloadAPI(t *testing.T) {
 	api.Revoke(&workloadv1.RevocationSet{Revocations: []*workloadv1.Revocation{{SpiffeId: d.ID("/peer").String(), Reason: "demo"}}})
 	<-changed
 	revoked := &chaincheck.Error{Cause: chaincheck.Revoked}
-	if err := judge(t, snapshot(t, s).Trust, peer.Certificate); !errors.Is(err, revoked) {
-		t.Errorf("a peer whose identity was taken back: %v", err)
-	}
+	eventually(t, "a peer whose identity was taken back is refused", func() bool { return errors.Is(judge(t, snapshot(t, s).Trust, peer.Certificate), revoked) })
 	api.Revoke(&workloadv1.RevocationSet{})
 	eventually(t, "the lift is seen", func() bool { return judge(t, snapshot(t, s).Trust, peer.Certificate) == nil })
 
@@ -282,7 +280,7 @@ func TestOpenSaysWhatItWaitedFor(t *testing.T) {
 	api.Start(true)
 	defer api.Stop()
 	api.Fail(codes.PermissionDenied, "no identity issued: no entry matches")
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	c := quick(api, log)
 	registry := prometheus.NewRegistry()

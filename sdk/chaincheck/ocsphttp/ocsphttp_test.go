@@ -127,7 +127,7 @@ func TestAnswersThatAreNotRead(t *testing.T) {
 			if tt.want == "" && (err != nil || len(body) == 0) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("%d bytes, %v; want %q", len(body), err, tt.want)
 			}
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})

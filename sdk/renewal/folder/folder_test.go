@@ -201,7 +201,7 @@ func TestAKubernetesMountChangesItsLinks(t *testing.T) {
 	<-changes
 	c.Spec.DNSNames = []string{"new.example.org"}
 	version("..2", c)
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case <-changes:

@@ -219,7 +219,7 @@ func (s *site) start(takes, drain time.Duration) *process {
 // expect waits for a line.
 func (p *process) expect(want string) {
 	p.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case line, ok := <-p.lines:
@@ -291,7 +291,7 @@ func TestSIGTERMInTheMiddleOfAnIssuance(t *testing.T) {
 		s := newSite(t, "a")
 		p := s.start(700*time.Millisecond, time.Minute)
 		p.expect("asked shop/a")
-		if took, err := p.end(syscall.SIGTERM); err != nil || took > 20*time.Second {
+		if took, err := p.end(syscall.SIGTERM); err != nil || took > 50*time.Second {
 			t.Fatalf("it ended after %s: %v", took, err)
 		}
 		s.ready("a")
@@ -300,7 +300,7 @@ func TestSIGTERMInTheMiddleOfAnIssuance(t *testing.T) {
 		s := newSite(t, "a")
 		p := s.start(time.Hour, 100*time.Millisecond)
 		p.expect("asked shop/a")
-		if took, err := p.end(syscall.SIGTERM); err != nil || took > 10*time.Second {
+		if took, err := p.end(syscall.SIGTERM); err != nil || took > 50*time.Second {
 			t.Fatalf("it ended after %s: %v", took, err)
 		}
 		c := s.certificate("a")
@@ -387,7 +387,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		}
 	}
 	p := s.start(0, time.Minute)
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		left := 0
 		for _, name := range names {

@@ -29,7 +29,7 @@ func Certificate(name string) *renewal.Certificate {
 }
 
 // patience is how long something may take to be noticed.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run runs the suite; open makes a new Backend.
 func Run(t *testing.T, open func(t *testing.T) Backend) {
