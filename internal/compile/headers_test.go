@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/net/http2"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/envoytest"
@@ -177,9 +176,11 @@ spec: {address: 127.0.0.1, labels: {app: web}, serviceAccount: web}
 	}
 
 	t.Run("HTTP/2 and its trailers", func(t *testing.T) {
-		h2 := &http2.Transport{DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return dial() }}
+		// With prior knowledge, over TLS all the same: ports offer no ALPN.
+		h2 := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) { return dial() }}
+		h2.Protocols.SetUnencryptedHTTP2(true)
 		defer h2.CloseIdleConnections()
-		req, _ := http.NewRequest("POST", "https://web/", io.NopCloser(bytes.NewReader([]byte("hi"))))
+		req, _ := http.NewRequest("POST", "http://web/", io.NopCloser(bytes.NewReader([]byte("hi"))))
 		req.Header.Set("Spiffe-Id", admin)
 		req.Trailer = http.Header{"Spiffe-Id": {admin}, "Workload_id": {admin}, "X-Checksum": {"1"}}
 		resp, err := h2.RoundTrip(req)
