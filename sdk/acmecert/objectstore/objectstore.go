@@ -39,15 +39,15 @@ import (
 
 // Config says where the objects are and what seals them.
 type Config struct {
-	// Address of the agent's socket, e.g. "unix:///run/legation/agent.sock";
-	// empty takes SPIFFE_ENDPOINT_SOCKET.
-	Address string
-	// Conn is used instead of Address, and not closed; workloadapi.Dial makes
+	// Addr of the agent's socket, "unix:///path" or "tcp://ip:port"; empty
+	// takes SPIFFE_ENDPOINT_SOCKET.
+	Addr string
+	// Conn is used instead of Addr, and not closed; workloadapi.Dial makes
 	// one.
 	Conn grpc.ClientConnInterface
-	// SPIFFEID is whose objects are used; empty takes the process's default
+	// SPIFFEID is whose objects are used; zero takes the process's default
 	// identity. All replicas must have it.
-	SPIFFEID string
+	SPIFFEID spiffeid.ID
 	// Prefix of all names, so that several services of one identity do not
 	// meet; empty means "acmecert".
 	Prefix string
@@ -112,11 +112,6 @@ func New(c Config) (*Storage, error) {
 	if err := sealing.ValidName(c.Prefix); err != nil {
 		problems = append(problems, fmt.Errorf("Prefix: %w", err))
 	}
-	if c.SPIFFEID != "" {
-		if _, err := spiffeid.FromString(c.SPIFFEID); err != nil {
-			problems = append(problems, fmt.Errorf("SPIFFEID: %q: %w", c.SPIFFEID, err))
-		}
-	}
 	if c.LockTTL == 0 {
 		c.LockTTL = 15 * time.Second
 	}
@@ -135,7 +130,7 @@ func New(c Config) (*Storage, error) {
 	s := &Storage{config: c, sealer: sealer, log: c.Logger, held: map[string]*lock{}}
 	conn := c.Conn
 	if conn == nil {
-		own, err := workloadapi.Dial(c.Address)
+		own, err := workloadapi.Dial(c.Addr)
 		if err != nil {
 			return nil, fmt.Errorf("objectstore: %w", err)
 		}
@@ -208,7 +203,7 @@ func (s *Storage) put(ctx context.Context, name string, value []byte, ifRevision
 	}
 	ctx, cancel := s.call(ctx)
 	defer cancel()
-	res, err := s.objects.Put(ctx, &workloadv1.PutObjectRequest{SpiffeId: s.config.SPIFFEID, Key: name, Value: sealed, IfRevision: ifRevision})
+	res, err := s.objects.Put(ctx, &workloadv1.PutObjectRequest{SpiffeId: s.config.SPIFFEID.String(), Key: name, Value: sealed, IfRevision: ifRevision})
 	return res.GetRevision(), err
 }
 
@@ -225,7 +220,7 @@ func (s *Storage) Load(ctx context.Context, key string) ([]byte, error) {
 func (s *Storage) get(ctx context.Context, name string) ([]byte, int64, error) {
 	ctx, cancel := s.call(ctx)
 	defer cancel()
-	res, err := s.objects.Get(ctx, &workloadv1.GetObjectRequest{SpiffeId: s.config.SPIFFEID, Key: name})
+	res, err := s.objects.Get(ctx, &workloadv1.GetObjectRequest{SpiffeId: s.config.SPIFFEID.String(), Key: name})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -254,14 +249,14 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 func (s *Storage) remove(ctx context.Context, name string, ifRevision *int64) error {
 	ctx, cancel := s.call(ctx)
 	defer cancel()
-	_, err := s.objects.Delete(ctx, &workloadv1.DeleteObjectRequest{SpiffeId: s.config.SPIFFEID, Key: name, IfRevision: ifRevision})
+	_, err := s.objects.Delete(ctx, &workloadv1.DeleteObjectRequest{SpiffeId: s.config.SPIFFEID.String(), Key: name, IfRevision: ifRevision})
 	return err
 }
 
 func (s *Storage) list(ctx context.Context, prefix string) ([]*workloadv1.Object, error) {
 	ctx, cancel := s.call(ctx)
 	defer cancel()
-	res, err := s.objects.List(ctx, &workloadv1.ListObjectsRequest{SpiffeId: s.config.SPIFFEID, Prefix: prefix})
+	res, err := s.objects.List(ctx, &workloadv1.ListObjectsRequest{SpiffeId: s.config.SPIFFEID.String(), Prefix: prefix})
 	return res.GetObjects(), err
 }
 

@@ -180,7 +180,6 @@ func TestAConfigurationIsRefused(t *testing.T) {
 		"with a short one":            func(c *Config) { c.Key = key[:16] },
 		"with one of a single byte":   func(c *Config) { c.Key = make([]byte, 32) },
 		"with a prefix leading away":  func(c *Config) { c.Prefix = "../x" },
-		"with what is no SPIFFE ID":   func(c *Config) { c.SPIFFEID = "https://example.org/x" },
 		"with locks too short-lived":  func(c *Config) { c.LockTTL = time.Millisecond },
 		"with a missing sealing file": func(c *Config) { c.Key, c.KeyFile = nil, "/does/not/exist" },
 	} {

@@ -11,21 +11,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"os"
 	"strconv"
-	"time"
 
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
+	"github.com/legation-io/legation/sdk/internal/holder"
 	"github.com/legation-io/legation/sdk/policy"
+	"github.com/legation-io/legation/sdk/workloadapi"
 )
 
 // Source is where declared policies come from.
@@ -34,18 +29,11 @@ type Source struct {
 	// takes SPIFFE_ENDPOINT_SOCKET.
 	Addr string
 	// SPIFFEID is the identity whose policies are meant, where the program
-	// has several; empty takes its default one.
-	SPIFFEID string
+	// has several; zero takes its default one.
+	SPIFFEID spiffeid.ID
 	// Logger gets each change of the connection. Nil is slog.Default().
 	Logger *slog.Logger
 }
-
-const (
-	maxMessage   = 64 << 20
-	minDelay     = 50 * time.Millisecond
-	firstCeiling = 250 * time.Millisecond
-	lastCeiling  = 10 * time.Second
-)
 
 // FromLegation is Source.Run with an address alone.
 func FromLegation(ctx context.Context, addr string, e *policy.Engine) error {
@@ -65,59 +53,38 @@ func (s Source) Run(ctx context.Context, e *policy.Engine) error {
 	if s.Logger == nil {
 		s.Logger = slog.Default()
 	}
-	if s.Addr == "" {
-		s.Addr = os.Getenv(workloadapi.SocketEnv)
-	}
-	if s.Addr == "" {
-		return fmt.Errorf("declared policies: no address: give one or set %s, e.g. unix:///run/legation/agent.sock", workloadapi.SocketEnv)
-	}
-	target, err := workloadapi.TargetFromAddress(s.Addr)
+	conn, err := workloadapi.Dial(s.Addr)
 	if err != nil {
-		return fmt.Errorf("declared policies: address %q: %w", s.Addr, err)
-	}
-	conn, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the kernel vouches for both ends
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: minDelay, Multiplier: 1.6, Jitter: 0.5, MaxDelay: time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		}))
-	if err != nil {
-		return fmt.Errorf("declared policies: %s: %w", s.Addr, err)
+		return fmt.Errorf("declared policies: %w", err)
 	}
 	defer conn.Close()
 	client := workloadv1.NewPoliciesClient(conn)
-	ceiling := firstCeiling
+	var retry holder.Retry
 	said := ""
 	for {
-		err := s.watch(ctx, client, e, func() { ceiling, said = firstCeiling, "" })
+		err := s.watch(ctx, client, e, func() { retry.Reset(); said = "" })
 		if ctx.Err() != nil {
 			return nil
 		}
 		switch status.Code(err) {
 		case codes.Unimplemented, codes.InvalidArgument:
-			return fmt.Errorf("declared policies: %s: %w", s.Addr, err)
+			return fmt.Errorf("declared policies: %s: %w", conn.Target(), err)
 		}
 		if err != nil && err.Error() != said { // once, not at every try
 			said = err.Error()
-			s.Logger.Warn("declared policies: the agent does not answer, the last ones stay in force", "address", s.Addr, "error", err)
+			s.Logger.Warn("declared policies: the agent does not answer, the last ones stay in force", "address", conn.Target(), "error", err)
 		}
-		timer := time.NewTimer(minDelay + rand.N(ceiling))
-		ceiling = min(2*ceiling, lastCeiling)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if retry.Wait(ctx) != nil {
 			return nil
-		case <-timer.C:
 		}
 	}
 }
 
 // watch reads one stream to its end.
 func (s Source) watch(ctx context.Context, client workloadv1.PoliciesClient, e *policy.Engine, came func()) error {
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"))
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := client.Watch(ctx, &workloadv1.WatchPoliciesRequest{SpiffeId: s.SPIFFEID})
+	stream, err := client.Watch(ctx, &workloadv1.WatchPoliciesRequest{SpiffeId: s.SPIFFEID.String()})
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func run() error {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	storage, err := objectstore.New(objectstore.Config{Address: "unix://" + *socket, KeyFile: *keyFile, LockTTL: *ttl, Logger: log})
+	storage, err := objectstore.New(objectstore.Config{Addr: "unix://" + *socket, KeyFile: *keyFile, LockTTL: *ttl, Logger: log})
 	if err != nil {
 		return err
 	}
