@@ -214,7 +214,7 @@ func (c *Config) validate() error {
 		case challenge == DNS01 && (c.DNS == nil || c.DNS.Provider == nil):
 			refuse("Challenges: dns-01 needs DNS with its Provider")
 		case challenge != HTTP01 && challenge != TLSALPN01 && challenge != DNS01:
-			refuse("Challenges: %q is not known", challenge)
+			refuse("Challenges: %q is none of %q, %q and %q", challenge, HTTP01, TLSALPN01, DNS01)
 		}
 	}
 	if c.RenewAt <= 0 || c.RenewAt >= 1 {

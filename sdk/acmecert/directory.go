@@ -2,7 +2,9 @@ package acmecert
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -31,7 +33,11 @@ func (t *transport) load(ctx context.Context, client *http.Client) (acme.Directo
 	resp, content, err := t.send(r, nil)
 	if err != nil {
 		t.metrics.requests.WithLabelValues("error").Inc()
-		return acme.Directory{}, fmt.Errorf("fetch the directory %s: %w", t.directory, err)
+		hint := ""
+		if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+			hint = "; for a private CA set RootCAs"
+		}
+		return acme.Directory{}, fmt.Errorf("fetch the directory %s: %w%s", t.directory, err, hint)
 	}
 	if resp.StatusCode != http.StatusOK {
 		t.keepLimits(ctx, resp, problemOf(resp, content))

@@ -223,7 +223,7 @@ func (f *Folder) Load(ctx context.Context, key string) ([]byte, error) {
 	}
 	value, err := f.sealer.Open(key, sealed)
 	if err != nil {
-		return nil, fmt.Errorf("load from %s: %w", f.root, err)
+		return nil, fmt.Errorf("load from %s: %w; if the sealing key was changed, put the earlier one into OldKeys", f.root, err)
 	}
 	return value, nil
 }

@@ -192,21 +192,30 @@ func (m *Manager) Status() []Status {
 func (m *Manager) Wait(ctx context.Context) error {
 	for {
 		_, changed := m.Certificates()
-		var missing []error
-		for _, s := range m.Status() {
-			if s.Certificate == nil {
-				missing = append(missing, fmt.Errorf("%s: %w", s.Domain, s.Err))
-			}
-		}
-		if len(missing) == 0 {
+		if m.missing() == nil {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("acmecert: %w: no certificate of %w", context.Cause(ctx), errors.Join(missing...))
+			why := m.missing() // what is wrong now, not when the wait began
+			if why == nil {
+				return nil
+			}
+			return fmt.Errorf("acmecert: %w: no certificate of %w", context.Cause(ctx), why)
 		}
 	}
+}
+
+// missing says which domains have no certificate and why; nil: none.
+func (m *Manager) missing() error {
+	var missing []error
+	for _, s := range m.Status() {
+		if s.Certificate == nil {
+			missing = append(missing, fmt.Errorf("%s: %w", s.Domain, s.Err))
+		}
+	}
+	return errors.Join(missing...)
 }
 
 // Certificates returns what is shown, by domain: chain and key, with the OCSP
