@@ -76,7 +76,7 @@ type Attempt struct {
 	ctx    context.Context // of the handshake, for verify
 	verify func(context.Context, tls.ConnectionState) error
 	start  time.Time
-	late   atomic.Bool
+	late   atomic.Pointer[Error]
 
 	seen seen
 	tap  tap
@@ -241,15 +241,22 @@ func (a *Attempt) Fail(ctx context.Context, err error) error {
 
 // Late looks at the error of a read or write after Run returned nil. When it
 // is the peer's refusal of the handshake (which a client of TLS 1.3 learns only
-// then), the result is an *Error and the hooks are called, once per connection;
+// then), the result is an *Error, and the hooks are called once per connection;
 // any other error is returned as it is. It may be called by many goroutines.
 func (a *Attempt) Late(ctx context.Context, c *tls.Conn, err error) error {
 	alert, ok := remoteAlert(err)
-	if !ok || alert == alertUserCanceled || !a.late.CompareAndSwap(false, true) {
+	if !ok || alert == alertUserCanceled {
 		return err
 	}
-	return a.failed(ctx, a.diagnose(err, c.ConnectionState()), true)
+	e := a.diagnose(err, c.ConnectionState())
+	if !a.late.CompareAndSwap(nil, e) {
+		return a.late.Load()
+	}
+	return a.failed(ctx, e, true)
 }
+
+// Refused is what Late made of the peer's refusal; nil while it made nothing.
+func (a *Attempt) Refused() *Error { return a.late.Load() }
 
 func (a *Attempt) failed(ctx context.Context, e *Error, late bool) error {
 	if trace.IsEnabled() {

@@ -106,6 +106,10 @@ func (d *Dialer) Handshake(ctx context.Context, raw net.Conn, authority string) 
 // http.DefaultTransport: connections are kept and reused, HTTP/2 is spoken
 // with servers that do. It speaks TLS and nothing else: http:// URLs and
 // proxies, which would see or make other connections, are refused.
+//
+// A server that refuses us does so after our side of the handshake is over, and
+// net/http then says no more than "remote error: tls: bad certificate". Hooks
+// are told the cause; ExplainTransport puts it into the error.
 func (d *Dialer) Transport() *http.Transport {
 	return &http.Transport{
 		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -8,9 +8,12 @@
 //
 // A server:
 //
+//	source, err := workloadapi.Open(ctx, workloadapi.Config{}) // or certfile.New, identity.NewMemory
+//	...
 //	l, err := mtls.Listen("tcp", ":8443", mtls.ServerConfig{
 //		Source:    source,
 //		Authorize: mtls.AuthorizeMemberOf(domain),
+//		Hooks:     []handshake.Hook{handshake.LogHook(nil)}, // else failed handshakes are logged nowhere
 //	})
 //	...
 //	err = l.Serve(&http.Server{Handler: mux}) // identity.PeerFromContext(r.Context())
