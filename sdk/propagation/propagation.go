@@ -5,9 +5,17 @@
 // and that none was forged, left out or moved.
 //
 // A server, behind sdk/mtls, and the calls that it makes on behalf of its
-// callers:
+// callers; keys and tokens come from the agent's socket
+// (package tokens below):
 //
-//	config := propagation.Config{Identity: source, Keys: agent, Tokens: agent, Audience: ...}
+//	source, err := workloadapi.Open(ctx, workloadapi.Config{})
+//	...
+//	keys, err := workloadapi.OpenJWTSource(ctx, workloadapi.Config{})
+//	...
+//	config := propagation.Config{
+//		Identity: source, Keys: keys, Tokens: tokens.New(keys.Client().Conn(), spiffeid.ID{}),
+//		Audience: propagation.ToWorkload(orders), // whom the calls go to
+//	}
 //	handler, err := propagation.Server(mux, config)
 //	...
 //	transport, err := propagation.Transport(dialer.Transport(), config)
@@ -16,8 +24,9 @@
 //	chain.Origin(), chain.Caller(), chain.Hops()
 //	req, _ := http.NewRequestWithContext(r.Context(), ...) // goes on with the chain
 //
-// Package tokens below has the usual Keys and Tokens: the agent's socket.
-// Package grpcpropagation below is the same for gRPC.
+// A caller that sent no token is a hop by its connection alone: it is known to
+// this server, and no part of the chain that goes on. Config.RequireToken refuses
+// such callers. Package grpcpropagation below is the same for gRPC.
 //
 // # On the wire
 //
