@@ -42,7 +42,9 @@ ID takes every certificate of that identity and blocks its issuance until
 New handshakes are refused as soon as a verifier has the new CRL; open
 connections of the revoked identity are ended. The command waits and counts
 four classes apart: enforcing (a probed handshake, or our own data plane),
-acknowledged (Envoy), delivered (Workload API), unknown (files, CRL pollers).`,
+acknowledged (Envoy), delivered (Workload API), unknown (files, CRL pollers).
+The connections that it counts are those of Envoys: programs that speak mutual
+TLS themselves, with the SDK, end theirs and say so in their own logs.`,
 		Example: "  legation revoke spiffe://example.org/ns/default/sa/ingestion --reason 'key leaked'\n  legation revoke --serial 6f02a1",
 		Args:    cobra.MaximumNArgs(1),
 
