@@ -99,6 +99,8 @@ func TestA28AConstrainedCACannotMintAnotherDomainsIDs(t *testing.T) {
 		}, Constraint},
 		{"an excluded e-mail address in the subject", bendMail("a@example.org", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
 		{"another e-mail address in the subject", bendMail("a@other.example", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), ""},
+		{"an excluded e-mail address in the subject, in another spelling", bendMail("a@example.org.", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
+		{"an excluded e-mail address in the subject, with a space after it", bendMail("a@example.org ", nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
 		{"an e-mail address in the subject that cannot be read", bendMail(`"a b"@x`, nameConstraints(nil, [][]byte{general(nameEmail, "example.org")})), Constraint},
 		{"an excluded directory name", bendCA(nameConstraints(nil, [][]byte{directory("web")})), Constraint},
 		{"an excluded directory name in another spelling", bendCA(nameConstraints(nil, [][]byte{directory("  WEB ")})), Constraint},
