@@ -28,33 +28,38 @@ import (
 func TestAPublicServerThatIsTakenBackIsRefusedAndLeft(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		take func(d, public *pkitest.Domain, cert *tls.Certificate)
+		take func(ours, public *pkitest.Domain, cert *tls.Certificate)
 	}{
-		{"its key is denied", func(d, _ *pkitest.Domain, cert *tls.Certificate) {
+		{"its key is denied", func(ours, _ *pkitest.Domain, cert *tls.Certificate) {
 			sum := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
-			d.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
+			ours.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
 		}},
-		{"its serial is denied", func(d, _ *pkitest.Domain, cert *tls.Certificate) {
-			d.Deny(chaincheck.Denial{Serial: cert.Leaf.SerialNumber.Text(16)})
+		{"its serial is denied", func(ours, _ *pkitest.Domain, cert *tls.Certificate) {
+			ours.Deny(chaincheck.Denial{Serial: cert.Leaf.SerialNumber.Text(16)})
 		}},
-		{"its CA is denied", func(d, public *pkitest.Domain, _ *tls.Certificate) {
+		{"its CA is denied", func(ours, public *pkitest.Domain, _ *tls.Certificate) {
 			sum := sha256.Sum256(public.Issuing().Cert.RawSubjectPublicKeyInfo)
-			d.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
+			ours.Deny(chaincheck.Denial{SPKI: hex.EncodeToString(sum[:])})
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := pkitest.New(t, "example.org", nil)
+			ours := pkitest.New(t, "ours.example", nil) // what the client believes
 			public := pkitest.New(t, "public.example", nil)
 			cert := publicCert(t, public, "model.example.com")
 			l, _ := echo(t, mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeID(d.ID(web)),
 				Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil }})
-			dd := dialer(t, mtls.ClientConfig{Source: d.Source(web), ServerName: "model.example.com", Revocation: chaincheck.Prefer,
+			dd := dialer(t, mtls.ClientConfig{Source: ours.SourceOf(d.Issue(web, nil)), ServerName: "model.example.com", Revocation: chaincheck.Prefer,
 				Authorize: mtls.AuthorizeServerName([]*x509.Certificate{public.Root().Cert})})
 			c, err := dial(t, dd, l.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
-			tt.take(d, public, cert)
+			ours.Deny(chaincheck.Denial{Serial: "abcdef", Reason: "somebody else"})
+			ours.RotateRoot(true)             // nor do our roots concern a public server
+			time.Sleep(20 * time.Millisecond) // nothing is to happen
+			open(t, c)
+			tt.take(ours, public, cert)
 			closed(t, c)
 			_, err = dial(t, dd, l.Addr().String())
 			wantCause(t, err, handshake.Revoked)
@@ -173,4 +178,79 @@ func TestA42AConnectionOfOneHostIsNotUsedForAnother(t *testing.T) {
 	if _, err := get(t, client, "c.test:443"); err == nil || !strings.Contains(err.Error(), "c.test") {
 		t.Errorf("a host that is not named: %v", err)
 	}
+}
+
+// The trust changes between the answer of the verifier and the end of the
+// handshake, and whoever watches has judged everybody else already.
+func TestAHandshakeThatEndsAfterTheTrustChangedIsJudgedByIt(t *testing.T) {
+	var armed atomic.Bool
+	var first net.Conn
+	p := newPair(t, func(d *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.Authorize = mtls.AuthorizeFunc(func(_ context.Context, r *mtls.Request) error {
+			if r.Peer.ID == d.ID(web) && armed.CompareAndSwap(true, false) {
+				d.Deny(chaincheck.Denial{ID: d.ID("/first")})
+				d.Deny(chaincheck.Denial{ID: d.ID(web)})
+				closed(t, first)
+			}
+			return nil
+		})
+	})
+	var err error
+	if first, err = dial(t, dialer(t, mtls.ClientConfig{Source: p.Source("/first"), Authorize: p.client.Authorize}), p.address()); err != nil {
+		t.Fatal(err)
+	}
+	// The client does not hear of the denial, so that it is not what closes.
+	config := mtls.ClientConfig{Source: identity.NewMemory(p.Snapshot(web)), Authorize: p.client.Authorize}
+	armed.Store(true)
+	if _, err := dial(t, dialer(t, config), p.address()); err == nil {
+		t.Error("the denied peer is connected")
+	}
+	p.seen.says(t, handshake.Revoked)
+}
+
+func TestAServersAuthoriserSeesTheNameThatWasAskedFor(t *testing.T) {
+	host := make(chan string, 1)
+	p := newPair(t, func(_ *pkitest.Domain, s *mtls.ServerConfig, c *mtls.ClientConfig) {
+		c.ServerName = "Models.Example.COM"
+		s.Authorize = mtls.AuthorizeFunc(func(_ context.Context, r *mtls.Request) error {
+			select {
+			case host <- r.Host:
+			default:
+			}
+			return nil
+		})
+	})
+	if _, err := dial(t, dialer(t, p.client), p.address()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-host; got != "models.example.com" {
+		t.Errorf("it sees %q", got)
+	}
+}
+
+// Who watches sleeps until the first certificate ends that it knows of; one
+// that ends earlier and comes later wakes it.
+func TestAConnectionThatEndsBeforeTheOthersEndsInTime(t *testing.T) {
+	p := newPair(t, func(_ *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) { s.ExpiryGrace = time.Millisecond })
+	long, err := dial(t, dialer(t, p.client), p.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brief := p.Issue("/brief", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+	c, err := dial(t, dialer(t, mtls.ClientConfig{Source: p.SourceOf(brief), Authorize: p.client.Authorize}), p.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed(t, c)
+	open(t, long)
+}
+
+func TestAServerWithoutACertificateSaysSo(t *testing.T) {
+	p := newPair(t, func(d *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.Source = identity.NewMemory(d.With(nil))
+	})
+	if _, err := dial(t, dialer(t, p.client), p.address()); err == nil {
+		t.Error("connected")
+	}
+	p.seen.says(t, handshake.NotReady, "nothing to present")
 }
