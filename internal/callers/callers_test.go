@@ -57,7 +57,7 @@ func page(m *callers.Matrix) string {
 	b.WriteString("# Who may call what\n\n")
 	b.WriteString("Every RPC and every caller class. An empty cell is refused with PermissionDenied; a cell with a role needs that role,\n")
 	b.WriteString("`role*` in any one namespace, and the objects touched are then checked each. What is not in this table is refused.\n")
-	b.WriteString("The rows of our own services come from the options in `api/`; a test calls every RPC as every class and compares.\n\n")
+	b.WriteString("The rows of our own services come from the options in `api/`, all others from `internal/callers/foreign.go`; a test calls every RPC as every class and compares.\n\n")
 	b.WriteString("| RPC |")
 	for _, c := range callers.Classes {
 		fmt.Fprintf(&b, " %s |", short(c.String()))
