@@ -58,7 +58,7 @@ func ReadBundle(raw []byte, keys []Key, scope string) (*Bundle, error) {
 	}
 	b := &Bundle{KeyID: keyID}
 	b.Modules, b.ModuleRegoV0 = map[string]string{}, map[string]bool{}
-	if err := b.manifest(files); err != nil {
+	if err := b.manifest(files, values); err != nil {
 		return nil, err
 	}
 	b.Version = strconv.FormatUint(b.Revision, 10)
@@ -162,10 +162,16 @@ func structured(files map[string][]byte) (map[string]any, error) {
 	return values, nil
 }
 
-func (b *Bundle) manifest(files map[string][]byte) error {
-	raw, ok := files[manifestFile]
+// manifest reads what the signature covers, the value: in the text a field
+// may be there twice, and readers differ in what they make of that.
+func (b *Bundle) manifest(files map[string][]byte, values map[string]any) error {
+	value, ok := values[manifestFile]
 	if !ok {
 		return fmt.Errorf("the bundle has no %s, so no revision", manifestFile)
+	}
+	raw, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("%s: %w", manifestFile, err)
 	}
 	var m struct {
 		Revision     string           `json:"revision"`

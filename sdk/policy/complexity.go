@@ -11,7 +11,8 @@ import (
 const (
 	maxRules          = 1000
 	maxDepth          = 512    // terms within terms, e.g. a + b + c + …
-	maxComprehensions = 6      // within each other
+	maxComprehensions = 6      // within each other; template strings are some
+	maxKeys           = 3      // objects within the keys of objects: each doubles what its text needs
 	maxElse           = 64     // of one rule
 	maxUnfolded       = 200000 // terms of a rule with all rules that it uses written out
 )
@@ -44,7 +45,9 @@ func complexity(modules map[string]*ast.Module, names []string) Errors {
 			case elses > maxElse:
 				refuse(r.Loc(), "a rule with %d else; at most %d", elses, maxElse)
 			case comprehensions > maxComprehensions:
-				refuse(r.Loc(), "%d comprehensions within each other; at most %d: give the inner ones names", comprehensions, maxComprehensions)
+				refuse(r.Loc(), "%d comprehensions or template strings within each other; at most %d: give the inner ones names", comprehensions, maxComprehensions)
+			case keys(r) > maxKeys:
+				refuse(r.Loc(), "more than %d objects within the keys of each other", maxKeys)
 			case depth > maxDepth:
 				refuse(r.Loc(), "an expression %d terms deep; at most %d", depth, maxDepth)
 			}
@@ -90,14 +93,56 @@ func nesting(r *ast.Rule) (depth, comprehensions int) {
 			nowDepth += by
 		case ast.Value:
 			switch x.(type) {
-			case *ast.ArrayComprehension, *ast.SetComprehension, *ast.ObjectComprehension:
+			case *ast.ArrayComprehension, *ast.SetComprehension, *ast.ObjectComprehension, *ast.TemplateString:
 				nowComprehensions += by
 			}
 		}
 		depth, comprehensions = max(depth, nowDepth), max(comprehensions, nowComprehensions)
 	}
-	ast.NewBeforeAfterVisitor(func(x any) bool { step(x, 1); return false }, func(x any) { step(x, -1) }).Walk(r)
+	var visitor *ast.BeforeAfterVisitor
+	visitor = ast.NewBeforeAfterVisitor(func(x any) bool {
+		step(x, 1)
+		if t, ok := x.(*ast.TemplateString); ok { // the visitor leaves it out
+			for _, part := range t.Parts {
+				visitor.Walk(part)
+			}
+		}
+		return false
+	}, func(x any) { step(x, -1) })
+	visitor.Walk(r)
 	return depth, comprehensions
+}
+
+// keys is how many objects lie in the keys of each other. A key that is no
+// string is taken for its JSON text, whose quotes are escaped once more in the
+// next one.
+func keys(r *ast.Rule) int {
+	most := 0
+	ast.WalkTerms(r, func(t *ast.Term) bool {
+		o, ok := t.Value.(ast.Object)
+		if ok {
+			most = max(most, keysOf(o))
+		}
+		return most > maxKeys
+	})
+	return most
+}
+
+func keysOf(v any) int {
+	most := 0
+	ast.WalkTerms(v, func(t *ast.Term) bool {
+		o, ok := t.Value.(ast.Object)
+		if !ok {
+			return most > maxKeys
+		}
+		o.Foreach(func(k, value *ast.Term) {
+			if most <= maxKeys {
+				most = max(most, 1+keysOf(k), keysOf(value))
+			}
+		})
+		return true
+	})
+	return most
 }
 
 // unfolding is how large rules are with those that they use written out,

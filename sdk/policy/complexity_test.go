@@ -24,7 +24,14 @@ func TestA58NoPolicyKeepsTheCompilerBusy(t *testing.T) {
 		nested = fmt.Sprintf("[x%d | x%d := %s]", i, i, nested)
 	}
 	for _, tt := range []struct{ name, rules, want string }{
-		{"comprehensions within each other", "allow if count(" + nested + ") == 1", "comprehensions within each other"},
+		{"comprehensions within each other", "allow if count(" + nested + ") == 1", "within each other"},
+		{"comprehensions within a template string", "allow if $\"{" + nested + "}\" == \"\"", "within each other"},
+		{"template strings within each other", "allow if " + r("$\"{", 40) + "1" + r("}\"", 40) + " == \"\"", "within each other"},
+		{"brackets without end within a template string", "allow if $\"{" + r("[", 20000) + r("]", 20000) + "}\" == \"\"", "deep"},
+		{"brackets without end within a raw template string", "allow if $`{" + r("[", 20000) + r("]", 20000) + "}` == \"\"", "deep"},
+		{"objects as keys of objects", "allow if count(" + r("{", 40) + "1" + r(": 1}", 40) + ") == 1", "keys of each other"},
+		{"objects in sets as keys of objects", "allow if count(" + r("{[", 40) + "1" + r("]: 1}", 40) + ") == 1", "keys of each other"},
+
 		{"a sum without end", "allow if count({1}" + r("|{1}", 60000) + ") == 1", "terms deep"},
 		{"else without end", "allow if input.operation == \"x\"" + r(" else := false if input.operation == \"y\"\n", 6000), "else"},
 		{"rules without end", lines(5000, func(i int) string { return fmt.Sprintf("x%d if x%d", i+1, i) }) + "x0 := true\nallow if x5000", "rules"},

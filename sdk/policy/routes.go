@@ -245,8 +245,9 @@ var rewriting = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Ov
 // The error is a *Refusal: a path that is not canonical, a request that no
 // route names, or headers that ask for another one.
 func (r *Routes) Input(req *http.Request) (Input, Route, error) {
-	if req.URL == nil || req.URL.Opaque != "" || req.URL.RawPath != "" && req.URL.RawPath != req.URL.Path {
-		// RawPath is the path as sent, where that is not what Path would be sent as.
+	if req.URL == nil || req.URL.Opaque != "" || req.URL.RawPath != "" && req.URL.RawPath != req.URL.Path || strings.Contains(req.URL.EscapedPath(), "%") {
+		// RawPath is the path as sent, where that is not what Path would be sent
+		// as; package url would send some bytes encoded that may be sent plain.
 		return Input{}, Route{}, refusePath(0, "it holds encoded bytes")
 	}
 	path := req.URL.Path
