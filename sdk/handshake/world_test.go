@@ -28,10 +28,7 @@ import (
 // patience bounds every wait of the tests.
 const patience = time.Minute
 
-var (
-	home  = spiffeid.RequireTrustDomainFromString("example.org")
-	other = spiffeid.RequireTrustDomainFromString("other.example")
-)
+var home = spiffeid.RequireTrustDomainFromString("example.org")
 
 // An authority is a root that signs directly.
 type authority struct {

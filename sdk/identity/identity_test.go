@@ -157,8 +157,11 @@ func TestPeerOf(t *testing.T) {
 	if _, ok := identity.PeerFromContext(t.Context()); ok {
 		t.Error("a peer out of nothing")
 	}
-	type key struct{}
-	ctx := context.WithValue(identity.ContextWithPeer(context.WithValue(t.Context(), key{}, 1), identity.Peer{ID: d.ID("/a"), Certificate: good}), "k", 2)
+	type (
+		key  struct{}
+		key2 struct{}
+	)
+	ctx := context.WithValue(identity.ContextWithPeer(context.WithValue(t.Context(), key{}, 1), identity.Peer{ID: d.ID("/a"), Certificate: good}), key2{}, 2)
 	if p, ok := identity.PeerFromContext(ctx); !ok || p.ID != d.ID("/a") || ctx.Value(key{}) != 1 {
 		t.Errorf("from a context: %v, %v", p.ID, ok)
 	}

@@ -62,7 +62,7 @@ func (p PEM) Snapshot() (*Snapshot, error) {
 	bundles := map[spiffeid.TrustDomain][]byte{domain: p.Bundle}
 	for other, raw := range p.Federated {
 		if other == domain {
-			return nil, fmt.Errorf("Federated has %s, whose roots are Bundle's", other)
+			return nil, fmt.Errorf("in Federated is %s, whose roots are Bundle's", other)
 		}
 		bundles[other] = raw
 	}

@@ -27,7 +27,7 @@ import (
 // tickets is a session cache that counts.
 type tickets struct {
 	tls.ClientSessionCache
-	put, got atomic.Int32
+	put atomic.Int32
 }
 
 func newTickets() *tickets { return &tickets{ClientSessionCache: tls.NewLRUClientSessionCache(8)} }

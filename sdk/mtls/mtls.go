@@ -216,11 +216,11 @@ func newCore(side handshake.Side, source identity.Source, who Authorizer, profil
 	rules, err := profile.rules()
 	switch {
 	case source == nil:
-		return nil, errors.New("Source is not set: nothing to present and nobody to believe; use sdk/workloadapi's Source, or identity.NewMemory")
+		return nil, errors.New("no Source is set: nothing to present and nobody to believe; use sdk/workloadapi's Source, or identity.NewMemory")
 	case who.check == nil && who.err == nil:
-		return nil, errors.New("Authorize is not set, and letting in everybody is no default: set e.g. AuthorizeID, AuthorizeMemberOf or AuthorizePath")
+		return nil, errors.New("no Authorize is set, and letting in everybody is no default: set e.g. AuthorizeID, AuthorizeMemberOf or AuthorizePath")
 	case who.err != nil:
-		return nil, fmt.Errorf("Authorize: %w", who.err)
+		return nil, fmt.Errorf("the Authorizer: %w", who.err)
 	case err != nil:
 		return nil, err
 	case timeout < 0:

@@ -90,7 +90,7 @@ const maxValue = 256 << 10
 func New(c Config) (*Storage, error) {
 	var problems []error
 	if (c.Key == nil) == (c.KeyFile == "") {
-		problems = append(problems, errors.New("Key or KeyFile is required, one of them: private keys never leave a machine unsealed"))
+		problems = append(problems, errors.New("one of Key and KeyFile is required: private keys never leave a machine unsealed"))
 	}
 	if c.KeyFile != "" && c.Key == nil {
 		key, err := sealing.ReadKey(c.KeyFile)
@@ -110,7 +110,7 @@ func New(c Config) (*Storage, error) {
 		c.Prefix = "acmecert"
 	}
 	if err := sealing.ValidName(c.Prefix); err != nil {
-		problems = append(problems, fmt.Errorf("Prefix: %w", err))
+		problems = append(problems, fmt.Errorf("the Prefix: %w", err))
 	}
 	if c.LockTTL == 0 {
 		c.LockTTL = 15 * time.Second

@@ -61,7 +61,7 @@ func TestSpans(t *testing.T) {
 	s := spans[0]
 	got := map[string]string{}
 	for _, a := range s.Attributes {
-		got[string(a.Key)] = a.Value.Emit()
+		got[string(a.Key)] = a.Value.String()
 	}
 	for key, want := range map[string]string{
 		"error.type": "tls_handshake_failed", "legation.tls.cause": "expired", "legation.tls.whose": "peer", "legation.tls.side": "server",
