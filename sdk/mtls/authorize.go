@@ -237,6 +237,9 @@ func AuthorizeHosts(hosts map[string][]spiffeid.ID) Authorizer {
 		if host == "" || len(ids) == 0 || slices.ContainsFunc(ids, spiffeid.ID.IsZero) {
 			return bad("AuthorizeHosts: host %q needs a name and at least one SPIFFE ID, none of them zero", host)
 		}
+		if _, twice := byHost[strings.ToLower(host)]; twice {
+			return bad("AuthorizeHosts: host %q is named twice, in other cases", strings.ToLower(host))
+		}
 		byHost[strings.ToLower(host)] = setOf(ids)
 	}
 	known := func(host string) error {

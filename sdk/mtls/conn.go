@@ -118,11 +118,16 @@ func (c *conn) closeGently() {
 	c.Close()
 }
 
-// ours finds our part of a connection.
+// ours finds our part of a connection. TLS that is spoken inside one of ours
+// has a peer of its own, and is not ours.
 func ours(c net.Conn) (*conn, bool) {
+	var outermost *tls.Conn
 	for range 8 {
 		if own, ok := c.(*conn); ok {
-			return own, own.tls != nil
+			return own, own.tls != nil && (outermost == nil || outermost == own.tls)
+		}
+		if t, ok := c.(*tls.Conn); ok && outermost == nil {
+			outermost = t
 		}
 		below, ok := c.(interface{ NetConn() net.Conn })
 		if !ok {

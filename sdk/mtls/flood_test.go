@@ -172,6 +172,8 @@ func TestAcceptIsNotHeldUpByHandshakes(t *testing.T) {
 		}
 		defer silent.Close()
 	}
+	// Who connected first need not begin first.
+	until(t, "the third silent one has begun", func() bool { return p.seen.last() != nil })
 	for range 5 {
 		if _, err := dial(t, d, p.address()); err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -253,4 +254,67 @@ func TestAServerWithoutACertificateSaysSo(t *testing.T) {
 		t.Error("connected")
 	}
 	p.seen.says(t, handshake.NotReady, "nothing to present")
+}
+
+// TLS that somebody speaks inside a connection of ours has a peer of its own,
+// who is not ours.
+func TestWhoSpeaksTLSInsideIsNotThePeerOutside(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	l, err := mtls.Listen("tcp", "127.0.0.1:0", mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeMemberOf(d.TrustDomain)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cert := d.Issue("/inside", nil)
+	var done sync.WaitGroup
+	defer done.Wait()
+	done.Go(func() {
+		outside, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer outside.Close()
+		if p, ok := mtls.PeerOf(&wrapped{outside}); !ok || p.ID != d.ID(web) {
+			t.Errorf("outside, wrapped: %v %v", p.ID, ok)
+		}
+		inside := tls.Server(outside, &tls.Config{Certificates: []tls.Certificate{*cert}})
+		if err := inside.Handshake(); err != nil {
+			t.Error(err)
+		}
+		for name, c := range map[string]net.Conn{"inside": inside, "inside, wrapped": &wrapped{inside}} {
+			if p, ok := mtls.PeerOf(c); ok {
+				t.Errorf("%s, whose client showed nothing: %v", name, p.ID)
+			}
+			if p, ok := identity.PeerFromContext(mtls.ConnContext(t.Context(), c)); ok {
+				t.Errorf("%s, requests are of: %v", name, p.ID)
+			}
+		}
+	})
+	c, err := dialer(t, mtls.ClientConfig{Source: d.Source(web), Authorize: mtls.AuthorizeID(d.ID(model))}).DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	inside := tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+	if err := inside.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := mtls.PeerOf(inside); ok {
+		t.Errorf("the client believes to talk to %v inside", p.ID)
+	}
+}
+
+type wrapped struct{ net.Conn }
+
+func (w *wrapped) NetConn() net.Conn { return w.Conn }
+
+func TestHostsThatAreNamedTwiceAreRefused(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	_, err := mtls.NewDialer(mtls.ClientConfig{Source: d.Source(web), Authorize: mtls.AuthorizeHosts(map[string][]spiffeid.ID{
+		"Model.test": {d.ID(model)}, "model.test": {d.ID("/old")},
+	})})
+	if err == nil || !strings.Contains(err.Error(), "model.test") {
+		t.Errorf("which of the two counts: %v", err)
+	}
 }
