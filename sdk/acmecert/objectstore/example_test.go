@@ -28,5 +28,5 @@ func Example() {
 	fmt.Println(err)
 	// Output:
 	// <nil>
-	// objectstore: Key or KeyFile is required, one of them: private keys never leave a machine unsealed
+	// objectstore: one of Key and KeyFile is required: private keys never leave a machine unsealed
 }
