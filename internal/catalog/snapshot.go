@@ -97,6 +97,19 @@ func (s *Snapshot) IdentitiesFor(node string) []*Identity {
 	return ids
 }
 
+// Hosts reports whether the node may hold an identity of the namespace.
+func (s *Snapshot) Hosts(node, namespace string) bool {
+	found := false
+	look := func(_ string, i *Identity) bool { found = i.Namespace == namespace; return !found }
+	if node != v1alpha1.EveryNode {
+		s.byNode.under(node+sep, look)
+	}
+	if !found {
+		s.byNode.under(v1alpha1.EveryNode+sep, look)
+	}
+	return found
+}
+
 // EachIdentity calls f for every identity in order of name until it says false.
 func (s *Snapshot) EachIdentity(f func(*Identity) bool) {
 	s.identities.under("", func(_ string, i *Identity) bool { return f(i) })

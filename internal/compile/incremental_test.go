@@ -85,7 +85,7 @@ func TestIncrementalIsFull(t *testing.T) {
 				for node, have := range held {
 					take(have, EntryChanges(now, delta, node, "x"))
 					same(t, "entries of "+node, have, Entries(full, node))
-					if PoliciesAffected(delta, node) {
+					if PoliciesAffected(now, delta, node) {
 						policies[node] = Policies(now, node)
 					}
 					applied := map[string]*distribute.Resource{}

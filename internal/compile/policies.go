@@ -3,8 +3,10 @@ package compile
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/binding"
 	"github.com/legation-io/legation/internal/catalog"
 	"github.com/legation-io/legation/internal/distribute"
 )
@@ -22,8 +24,17 @@ func Policies(s *catalog.Snapshot, node string) []*distribute.Resource {
 
 // PoliciesAffected reports whether a change may give a node other policies;
 // false is certain.
-func PoliciesAffected(d *catalog.Delta, node string) bool {
-	return len(d.Policies) > 0 || slices.ContainsFunc(d.Entries, func(e catalog.EntryChange) bool {
+// A tenant that changes policies without end costs the nodes that host it.
+func PoliciesAffected(s *catalog.Snapshot, d *catalog.Delta, node string) bool {
+	last := ""
+	for _, name := range d.Policies { // sorted
+		namespace, _, _ := strings.Cut(name, "/")
+		if namespace != last && (namespace == binding.MeshNamespace || s.Hosts(node, namespace)) {
+			return true
+		}
+		last = namespace
+	}
+	return slices.ContainsFunc(d.Entries, func(e catalog.EntryChange) bool {
 		return slices.Contains(e.Nodes, node) || slices.Contains(e.Nodes, everyNode)
 	})
 }

@@ -77,8 +77,11 @@ func (p *pusher) entries(ctx context.Context) error {
 		blocked = state.Blocked
 		for name := range records {
 			if reblocked || !known[name] {
+				// A revocation does not wait until policies are matched anew.
+				if !known[name] {
+					policies[name] = compile.Policies(snapshot, name)
+				}
 				known[name] = true
-				policies[name] = compile.Policies(snapshot, name)
 				p.engine.Replace(node.NodeScope(name), append(p.block(compile.Entries(snapshot, name), blocked), policies[name]...))
 			}
 		}
@@ -91,7 +94,7 @@ func (p *pusher) entries(ctx context.Context) error {
 						changes[i].Resource = p.block([]*distribute.Resource{r}, blocked)[0]
 					}
 				}
-				if compile.PoliciesAffected(delta, name) {
+				if compile.PoliciesAffected(snapshot, delta, name) {
 					now := compile.Policies(snapshot, name)
 					changes = append(changes, compile.Diff(node.NodeScope(name), policies[name], now)...)
 					policies[name] = now

@@ -7,9 +7,11 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -266,5 +268,76 @@ func TestTheServersOwnCertificateIsRenewedAtHalfLife(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if creds.cert.Load().Leaf.SerialNumber.Cmp(second) != 0 {
 		t.Error("it is renewed in a loop")
+	}
+}
+
+// A tenant that applies policies without end holds up no revocation.
+func TestA54ARevocationDoesNotWaitForPolicies(t *testing.T) {
+	d := newDeciders(t)
+	d.declare("web", "*")
+	for i := range 60 {
+		d.join(fmt.Sprint("node-", i))
+	}
+	nodes := node.New(node.Params{TrustDomain: domain, Authority: d.authority, Registry: d.registry, Engine: d.engine})
+	p := &pusher{catalog: d.catalog, authority: d.authority, registry: d.registry, engine: d.engine, nodes: nodes, log: slog.New(slog.DiscardHandler)}
+	d.run(p.trust, p.entries)
+	eventually(t, "the entry of each node", func() bool {
+		for i := range 60 {
+			if len(d.entries(fmt.Sprint("node-", i))) != 1 {
+				return false
+			}
+		}
+		return true
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	applied := make(chan int)
+	go func() {
+		n := 0
+		defer func() { applied <- n }()
+		var subjects strings.Builder
+		for i := range 250 {
+			fmt.Fprintf(&subjects, "    - spiffe://example.org/ns/default/*/*/x%d\n", i)
+		}
+		for round := 0; ctx.Err() == nil; round++ {
+			var all strings.Builder
+			for i := range 40 {
+				fmt.Fprintf(&all, "---\napiVersion: legation.io/v1alpha1\nkind: Policy\nmetadata: {name: p%d}\nspec:\n  subjects:\n%s  modules:\n    allow.rego: |\n      package legation\n      # %d %s\n      allow := true\n",
+					i, subjects.String(), round, strings.Repeat("x", 8000))
+			}
+			if _, problems, err := d.catalog.Apply(ctx, catalog.ApplyParams{Documents: []*adminv1.Document{{File: "f", Content: []byte(all.String())}}}); err == nil && len(problems) == 0 {
+				n++
+			} else if ctx.Err() == nil {
+				t.Error(problems, err)
+				return
+			}
+		}
+	}()
+	defer func() {
+		stop()
+		if n := <-applied; n == 0 {
+			t.Error("no policies were applied meanwhile")
+		}
+	}()
+	var pushed, blocked time.Duration
+	for i := range 10 {
+		time.Sleep(20 * time.Millisecond) // so that rounds of policies come in between
+		id := spiffeid.RequireFromString(fmt.Sprint("spiffe://example.org/ns/default/sa/", i))
+		if i == 5 {
+			id = spiffeid.RequireFromString("spiffe://example.org/ns/default/sa/web")
+		}
+		before := len(d.engine.List([]distribute.Scope{node.ScopeAll}, "revocation"))
+		began := time.Now()
+		_, err := d.authority.Revoke(t.Context(), ca.RevokeRequest{ID: id, Actor: "test", Reason: "test"})
+		must(t, err)
+		eventually(t, "a revocation", func() bool { return len(d.engine.List([]distribute.Scope{node.ScopeAll}, "revocation")) > before })
+		pushed = max(pushed, time.Since(began))
+		if i == 5 {
+			eventually(t, "a block", func() bool { return d.entries("node-59")["default/web"] })
+			blocked = time.Since(began)
+		}
+	}
+	t.Logf("revocations were pushed within %s, blocked entries within %s", pushed, blocked)
+	if pushed > 3*time.Second || blocked > 10*time.Second {
+		t.Errorf("revocations were pushed within %s, blocked entries within %s", pushed, blocked)
 	}
 }
