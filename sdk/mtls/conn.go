@@ -41,6 +41,9 @@ type conn struct {
 	core   *core
 	why    atomic.Pointer[ClosedError]
 	closed atomic.Bool
+	// expired: its peer's certificate has, since the handshake. core.live sets
+	// it, so that requests need not look at a clock.
+	expired atomic.Bool
 
 	// Set before the handshake completes; core.live changes request.Path.
 	request Request

@@ -19,7 +19,21 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 		return ctx
 	}
 	own, _ := ours(c)
-	return identity.ContextWithPeer(context.WithValue(ctx, connKey{}, own), peer)
+	return &connContext{identity.ContextWithPeer(ctx, peer), own}
+}
+
+// connContext is found before what lies below it.
+type connContext struct {
+	context.Context
+	conn *conn
+}
+
+// Value implements context.Context.
+func (c *connContext) Value(key any) any {
+	if _, ok := key.(connKey); ok {
+		return c.conn
+	}
+	return c.Context.Value(key)
 }
 
 // Handler lets only requests with a verified peer through, so that a handler
@@ -35,7 +49,7 @@ func Handler(next http.Handler) http.Handler {
 			http.Error(w, "no verified peer: this handler is served on mutual TLS only (its http.Server needs ConnContext: mtls.ConnContext)", http.StatusForbidden)
 			return
 		}
-		if c.core.now().After(c.request.Peer.Certificate.NotAfter) {
+		if c.expired.Load() {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)

@@ -52,7 +52,7 @@ func (l *live) add(c *conn, trust *chaincheck.Trust, rechecks uint64) error {
 		l.watching = true
 		l.done.Add(1)
 		go l.watch(trust)
-	} else if at, ends := l.end(c); ends && at.Before(l.earliest) {
+	} else if c.expires.Before(l.earliest) {
 		l.nudge()
 	}
 	l.mu.Unlock()
@@ -87,8 +87,12 @@ func (l *live) nudge() {
 	}
 }
 
-// end is when a connection has outlived its certificate for too long.
-func (l *live) end(c *conn) (time.Time, bool) {
+// next is when something happens to a connection by itself: its certificate
+// expires, or has done so for too long; false when nothing will.
+func (l *live) next(c *conn) (time.Time, bool) {
+	if !c.expired.Load() {
+		return c.expires, true
+	}
 	return c.expires.Add(l.core.grace), l.core.grace > 0
 }
 
@@ -138,10 +142,13 @@ func (l *live) expire() (time.Duration, bool) {
 	l.mu.Lock()
 	l.earliest = now.Add(clockCheck)
 	for c := range l.conns {
-		at, ends := l.end(c)
+		if !c.expired.Load() && now.After(c.expires) {
+			c.expired.Store(true)
+		}
+		at, some := l.next(c)
 		switch {
-		case !ends:
-		case now.After(at):
+		case !some:
+		case c.expired.Load() && now.After(at):
 			over = append(over, c)
 		case at.Before(l.earliest):
 			l.earliest = at
