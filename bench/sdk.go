@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // twin is one thing done by the SDK and by plain crypto/tls with the same
@@ -41,7 +43,7 @@ var twins = []func(*sdkWorld) (*twin, error){
 // disturbs both alike. The collector runs between turns; allocations are
 // counted in turns of their own.
 func sdk(ctx context.Context, r *run) ([]Row, error) {
-	w, err := newSDKWorld()
+	w, err := newSDKWorld(sdkDenials)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +63,9 @@ func sdk(ctx context.Context, r *run) ([]Row, error) {
 	return rows, nil
 }
 
+// sdkDenials is how many denials every chain is held against.
+const sdkDenials = 10_000
+
 // sdkCommand makes this program do n operations of one side of a twin, to be
 // counted from outside: bench sdk-twin <index> ours|peer <n>.
 const sdkCommand = "sdk-twin"
@@ -71,7 +76,7 @@ func doTwin(index, side, count string) error {
 	if err = errors.Join(err, err2); err != nil || i < 0 || i >= len(twins) {
 		return fmt.Errorf("no twin %s, %v", index, err)
 	}
-	w, err := newSDKWorld()
+	w, err := newSDKWorld(sdkDenials)
 	if err != nil {
 		return err
 	}
@@ -98,7 +103,7 @@ func sdkInstructions(ctx context.Context, r *run) ([]Row, error) {
 		r.say("instructions are not counted: valgrind is not installed")
 		return nil, nil
 	}
-	w, err := newSDKWorld()
+	w, err := newSDKWorld(0)
 	if err != nil {
 		return nil, err
 	}
@@ -109,27 +114,28 @@ func sdkInstructions(ctx context.Context, r *run) ([]Row, error) {
 			return nil, err
 		}
 		t.close()
-		few, many := max(t.n/30, 5), max(t.n/6, 35)
-		if r.quick {
-			many = max(t.n/10, 20)
+		if t.budget == 0 {
+			continue
 		}
+		few := max(t.n/30, 3)
+		many := few + max(t.n/of(r, 4, 10), 10)
+		var runs errgroup.Group // the two sides at once
 		var per [2]float64
 		for s, side := range []string{"ours", "peer"} {
-			least, err := instructions(ctx, i, side, few)
-			if err != nil {
-				return nil, err
-			}
-			most, err := instructions(ctx, i, side, many)
-			if err != nil {
-				return nil, err
-			}
-			per[s] = (most - least) / float64(many-few) / 1e3
+			runs.Go(func() error {
+				least, err := instructions(ctx, i, side, few)
+				if err != nil {
+					return err
+				}
+				most, err := instructions(ctx, i, side, many)
+				per[s] = (most - least) / float64(many-few) / 1e3
+				return err
+			})
 		}
-		row := fact("SDK "+t.name+", instructions", per[0], "k").beside("plain crypto/tls", per[1])
-		if t.budget > 0 {
-			row = row.ratioAtMost(t.budget)
+		if err := runs.Wait(); err != nil {
+			return nil, err
 		}
-		rows = append(rows, row)
+		rows = append(rows, fact("SDK "+t.name+", instructions", per[0], "k").beside("plain crypto/tls", per[1]).ratioAtMost(t.budget))
 	}
 	return rows, nil
 }

@@ -42,7 +42,7 @@ type sdkWorld struct {
 
 const sdkHost = "model.bench.test"
 
-func newSDKWorld() (*sdkWorld, error) {
+func newSDKWorld(denied int) (*sdkWorld, error) {
 	w := &sdkWorld{domain: spiffeid.RequireTrustDomainFromString("bench.test"), pool: x509.NewCertPool()}
 	var err error
 	if w.root, w.rootKey, err = w.ca("root", nil, nil); err != nil {
@@ -68,17 +68,17 @@ func newSDKWorld() (*sdkWorld, error) {
 		return nil, err
 	}
 	// Half of the denials name identities, half serials.
-	denials := make([]chaincheck.Denial, 0, 10_000)
-	for n := range cap(denials) / 2 {
+	denials := make([]chaincheck.Denial, 0, denied)
+	for n := range denied / 2 {
 		denials = append(denials,
 			chaincheck.Denial{ID: spiffeid.RequireFromPathf(w.domain, "/ns/bench/sa/denied-%d", n), Reason: "bench", At: time.Now()},
 			chaincheck.Denial{Serial: fmt.Sprintf("ffff%x", n), Reason: "bench", At: time.Now()})
 	}
-	denied, err := chaincheck.NewDenySet(denials)
+	set, err := chaincheck.NewDenySet(denials)
 	if err != nil {
 		return nil, err
 	}
-	w.trust = &chaincheck.Trust{Roots: chaincheck.Roots{w.domain: {w.root}}, CRLs: crls, Denied: denied}
+	w.trust = &chaincheck.Trust{Roots: chaincheck.Roots{w.domain: {w.root}}, CRLs: crls, Denied: set}
 	return w, nil
 }
 

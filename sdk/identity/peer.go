@@ -40,22 +40,9 @@ func PeerOf(cs *tls.ConnectionState) (Peer, error) {
 
 type peerKey struct{}
 
-// peerContext is one allocation where context.WithValue needs two.
-type peerContext struct {
-	context.Context
-	peer Peer
-}
-
-func (c *peerContext) Value(key any) any {
-	if _, ok := key.(peerKey); ok {
-		return &c.peer
-	}
-	return c.Context.Value(key)
-}
-
 // ContextWithPeer returns a context that carries the verified peer of a request.
 func ContextWithPeer(ctx context.Context, p Peer) context.Context {
-	return &peerContext{ctx, p}
+	return context.WithValue(ctx, peerKey{}, &p)
 }
 
 // PeerFromContext returns the verified peer of a request; false without one.

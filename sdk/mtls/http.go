@@ -19,21 +19,7 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 		return ctx
 	}
 	own, _ := ours(c)
-	return &connContext{identity.ContextWithPeer(ctx, peer), own}
-}
-
-// connContext is found before what lies below it.
-type connContext struct {
-	context.Context
-	conn *conn
-}
-
-// Value implements context.Context.
-func (c *connContext) Value(key any) any {
-	if _, ok := key.(connKey); ok {
-		return c.conn
-	}
-	return c.Context.Value(key)
+	return context.WithValue(identity.ContextWithPeer(ctx, peer), connKey{}, own)
 }
 
 // Handler lets only requests with a verified peer through, so that a handler
