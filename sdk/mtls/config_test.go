@@ -23,10 +23,10 @@ func TestAConfigurationThatDoesNotSayEnoughIsRefusedWithWhatToSet(t *testing.T) 
 		client *mtls.ClientConfig
 		want   string
 	}{
-		{"a zero server", &mtls.ServerConfig{}, nil, "Source is not set"},
-		{"a zero client", nil, &mtls.ClientConfig{}, "Source is not set"},
-		{"a server without an authoriser", &mtls.ServerConfig{Source: source}, nil, "Authorize is not set"},
-		{"a client without an authoriser", nil, &mtls.ClientConfig{Source: source}, "Authorize is not set"},
+		{"a zero server", &mtls.ServerConfig{}, nil, "no Source is set"},
+		{"a zero client", nil, &mtls.ClientConfig{}, "no Source is set"},
+		{"a server without an authoriser", &mtls.ServerConfig{Source: source}, nil, "no Authorize is set"},
+		{"a client without an authoriser", nil, &mtls.ClientConfig{Source: source}, "no Authorize is set"},
 		{"an authoriser of nobody", &mtls.ServerConfig{Source: source, Authorize: mtls.AuthorizeID()}, nil, "names no SPIFFE ID"},
 		{"a zero SPIFFE ID", &mtls.ServerConfig{Source: source, Authorize: mtls.AuthorizeID(spiffeid.ID{})}, nil, "zero SPIFFE ID"},
 		{"no trust domain", &mtls.ServerConfig{Source: source, Authorize: mtls.AuthorizeMemberOf()}, nil, "names no trust domain"},

@@ -148,12 +148,8 @@ func TestAnAuthoriserThatHangsHoldsUpNoRevocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	hang.Store(true)
-	start := time.Now()
 	p.Deny(chaincheck.Denial{ID: p.ID(web)})
-	closed(t, bad)
-	if took := time.Since(start); took > 5*time.Second { // the authoriser never answers
-		t.Errorf("it took %s", took)
-	}
+	closed(t, bad) // the authoriser has not answered yet
 }
 
 // HTTP/2 connections are kept by host: one that was authorised for a host is
