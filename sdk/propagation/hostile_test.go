@@ -1,6 +1,7 @@
 package propagation
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +10,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/legation-io/legation/sdk/identity"
 )
 
 // A body that is closed without being read is read by net/http, which then
@@ -102,5 +108,52 @@ func TestATokenDoesNotFollowARedirectToAnotherHost(t *testing.T) {
 		if has := len(header[canonicalWorkloadIdentity]) == 1; !sent || has != want {
 			t.Errorf("%s: asked %v, with a token: %v", address, sent, has)
 		}
+	}
+}
+
+// A signer that panics under one call does not hold up all that come after.
+func TestASignerThatPanicsIsAskedAgain(t *testing.T) {
+	w := newWorld(t)
+	signer := &panicking{source: w.source("orders")}
+	out := w.outbound("orders", func(c *Config) { c.Tokens = signer })
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is hidden")
+			}
+		}()
+		out.Header(t.Context(), w.ca.ID("stock"))
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := out.Header(ctx, w.ca.ID("stock")); err != nil {
+		t.Error(err)
+	}
+}
+
+type panicking struct {
+	source
+	calls int
+}
+
+func (p *panicking) Token(ctx context.Context, audience spiffeid.ID, ext map[string]string) (Token, error) {
+	if p.calls++; p.calls == 1 {
+		panic("a bug")
+	}
+	return p.source.Token(ctx, audience, ext)
+}
+
+// Once we are somebody else, tokens of who we were are not sent.
+func TestTokensOfAnIdentityThatWeHadAreNotSent(t *testing.T) {
+	w := newWorld(t)
+	who := identity.NewMemory(&identity.Snapshot{ID: w.ca.ID("orders")})
+	workload := w.source("orders")
+	out := w.outbound("orders", func(c *Config) { c.Identity, c.Tokens = who, workload })
+	header(t, out, t.Context(), w.ca.ID("stock"))
+	who.Set(&identity.Snapshot{ID: w.ca.ID("billing")})
+	workload.ID = w.ca.ID("billing")
+	stock := w.inbound("stock")
+	if _, err := stock.Accept(from(w.ca.ID("billing"), header(t, out, t.Context(), w.ca.ID("stock")))); err != nil {
+		t.Error(err)
 	}
 }

@@ -51,8 +51,9 @@ type Outbound struct {
 	young, old map[callKey]*call
 }
 
-// callKey is for whom and on whose behalf.
+// callKey is whose, for whom and on whose behalf.
 type callKey struct {
+	self     spiffeid.ID
 	audience spiffeid.ID
 	prev     string
 }
@@ -96,7 +97,7 @@ func NewOutbound(c Config) (*Outbound, error) {
 // passed on, NotReady when no token can be had.
 func (o *Outbound) Header(ctx context.Context, audience spiffeid.ID) (string, error) {
 	incoming, now := FromContext(ctx).c, o.config.Now()
-	key := callKey{audience: audience}
+	key := callKey{self: o.self(), audience: audience}
 	if incoming != nil && len(incoming.tokens) > 0 {
 		for i, t := range incoming.tokens {
 			if !now.Before(t.ExpiresAt) {
@@ -202,6 +203,8 @@ func (o *Outbound) token(ctx context.Context, key callKey, now time.Time) (Token
 	}
 }
 
+var errAskedInVain = errors.New("whoever signs our tokens panicked")
+
 // ask gets a token. It outlives a caller that gives up: others wait for it.
 func (o *Outbound) ask(ctx context.Context, key callKey, c *call) (Token, error) {
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.TokenTimeout)
@@ -213,14 +216,23 @@ func (o *Outbound) ask(ctx context.Context, key callKey, c *call) (Token, error)
 		}
 		ext[extPrev] = key.prev
 	}
-	t, err := o.config.Tokens.Token(ask, key.audience, ext)
+	t, err := Token{}, errAskedInVain
+	defer func() { // also when Tokens panics: others wait
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if err == errAskedInVain {
+			c.err = refuse(NotReady, "no token for %s: %w", key.audience, err)
+		}
+		close(c.asking)
+		c.asking = nil
+	}()
+	t, err = o.config.Tokens.Token(ask, key.audience, ext)
 	now := o.config.Now()
 	if err == nil && (t.Text == "" || strings.ContainsAny(t.Text, separator+" ,\r\n") || !now.Before(t.ExpiresAt)) {
 		err = errors.New("what came is no token that holds now; check the clock")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer func() { close(c.asking); c.asking = nil }()
 	switch {
 	case err == nil:
 		o.metrics.token("signed")
