@@ -41,6 +41,7 @@ func HTTP(server *http.Server, l net.Listener) Part {
 		}
 		handler.ServeHTTP(w, r)
 	})
+	conns := follow(server)
 	door := gated(l)
 	return Part{
 		Name: "HTTP server on " + l.Addr().String(),
@@ -65,6 +66,11 @@ func HTTP(server *http.Server, l net.Listener) Part {
 		Drain: func(ctx context.Context) error {
 			leaving.Store(true)
 			if err := door.Drain(ctx); err != nil {
+				return err
+			}
+			// From Shutdown on net/http answers no request that it is still
+			// reading: it closes the connection.
+			if err := conns.quiet(ctx); err != nil {
 				return err
 			}
 			return server.Shutdown(ctx)
