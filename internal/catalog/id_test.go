@@ -119,7 +119,7 @@ func TestHostileDocumentsAreBounded(t *testing.T) {
 		if len(r.problems) == 0 || len(r.problems) > maxProblems+2 {
 			t.Errorf("%s: %d problems", name, len(r.problems))
 		}
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("%s: took %s", name, took)
 		}
 	}

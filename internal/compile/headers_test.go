@@ -127,7 +127,7 @@ spec: {address: 127.0.0.1, labels: {app: web}, serviceAccount: web}
 			t.Fatal(err)
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: web\r\n%s\r\n", lines)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
@@ -233,7 +233,7 @@ func firstLine(c net.Conn, err error, text string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, text); err != nil {
 		return "", err
 	}

@@ -23,7 +23,7 @@ import (
 )
 
 // Patience bounds every wait of this package.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // Binary is the Envoy that tests run: LEGATION_ENVOY, else
 // tools/envoy/envoy under the module root. It ends the test when there is

@@ -111,7 +111,7 @@ func TestItEndsAlthoughARequestHangs(t *testing.T) {
 	if err := stop(); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
-	if took := time.Since(begun); took > 3*time.Second {
+	if took := time.Since(begun); took > 20*time.Second {
 		t.Errorf("ended after %s", took)
 	}
 }

@@ -35,7 +35,7 @@ func TestACertificateIsOrderedBy(t *testing.T) {
 			c := s.config(p, row.domains...)
 			row.change(&c, p)
 			m := s.manage(c)
-			s.wait(30 * time.Second)
+			s.wait(patience)
 			roots := p.Roots(t)
 			for _, status := range m.Status() {
 				name := status.Domain

@@ -173,7 +173,7 @@ func TestACAThatMisbehavesIsRefusedAndSaidWhy(t *testing.T) {
 			c.Directory, c.RootCAs, c.RetryAfter, c.Challenges = f.Directory, f.TLS, time.Second, []acmecert.Challenge{acmecert.HTTP01}
 			m := s.manage(c)
 			if row.says != "" {
-				until(t, "the refusal says "+row.says, 20*time.Second, func() bool {
+				until(t, "the refusal says "+row.says, func() bool {
 					err := m.Status()[0].Err
 					return err != nil && strings.Contains(err.Error(), row.says)
 				})
@@ -185,7 +185,7 @@ func TestACAThatMisbehavesIsRefusedAndSaidWhy(t *testing.T) {
 				}
 			}
 			f.misbehave(nil, nil)
-			s.wait(30 * time.Second) // and it mends itself
+			s.wait(patience) // and it mends itself
 			if _, err := s.leaf("one.test", p.Roots(t)); err != nil {
 				t.Error(err)
 			}
@@ -206,27 +206,27 @@ func TestACAThatHangsIsGivenUpInTime(t *testing.T) {
 	f := newFront(t, p)
 	f.misbehave(func(_ http.ResponseWriter, r *http.Request) bool { return f.hang(r) }, nil)
 	c := s.config(p, "one.test")
-	c.Directory, c.RootCAs, c.HTTPTimeout = f.Directory, f.TLS, 300*time.Millisecond
+	c.Directory, c.RootCAs, c.HTTPTimeout = f.Directory, f.TLS, 2*time.Second
 	m := s.manage(c)
 	begun := time.Now()
-	until(t, "it says so", 5*time.Second, func() bool {
+	until(t, "it says so", func() bool {
 		err := m.Status()[0].Err
 		return err != nil && strings.Contains(err.Error(), "fetch the directory")
 	})
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
 	t.Run("in the middle of an order, too", func(t *testing.T) {
 		f.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
 			return strings.HasPrefix(r.URL.Path, "/order-plz") && f.hang(r)
 		}, nil)
-		until(t, "it says so", 10*time.Second, func() bool {
+		until(t, "it says so", func() bool {
 			err := m.Status()[0].Err
 			return err != nil && strings.Contains(err.Error(), "order-plz")
 		})
 	})
 	f.misbehave(nil, nil)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 }
 
 func TestARateLimitIsKept(t *testing.T) {
@@ -256,8 +256,8 @@ func TestARateLimitIsKept(t *testing.T) {
 			c := s.config(p, "one.test")
 			c.Directory, c.RootCAs = f.Directory, f.TLS // RetryAfter of ours is 200 ms
 			m := s.manage(c)
-			until(t, "it is limited", 10*time.Second, func() bool { return limited.Load() > 0 })
-			until(t, "it says so", 5*time.Second, func() bool {
+			until(t, "it is limited", func() bool { return limited.Load() > 0 })
+			until(t, "it says so", func() bool {
 				err := m.Status()[0].Err
 				return err != nil && strings.Contains(err.Error(), "too many certificates")
 			})
@@ -268,7 +268,7 @@ func TestARateLimitIsKept(t *testing.T) {
 			if n := f.count("/"); n != before {
 				t.Errorf("%d requests in the time for which it was told to wait", n-before)
 			}
-			s.wait(20 * time.Second)
+			s.wait(patience)
 			if limited.Load() != 1 {
 				t.Errorf("it was limited %d times", limited.Load())
 			}
@@ -289,7 +289,7 @@ func TestOneCAThatHangsHoldsUpNoOtherManager(t *testing.T) {
 	c.Directory, c.RootCAs = dead.URL+"/dir", pool
 	stuck.manage(c)
 	s.manage(s.config(p, "one.test"))
-	s.wait(10 * time.Second)
+	s.wait(patience)
 }
 
 func TestA57AnAnswerOfANameServerEndsTheOrderAndNotTheProgram(t *testing.T) {
@@ -334,7 +334,7 @@ func TestA57AnAnswerOfANameServerEndsTheOrderAndNotTheProgram(t *testing.T) {
 			c := s.config(p, strings.NewReplacer(" ", "-").Replace(name)+".test")
 			c.DNS = &acmecert.DNS{Provider: own, Resolvers: []string{own.Address}, PropagationTimeout: 3 * time.Second}
 			m := s.manage(c)
-			until(t, "the order fails", 30*time.Second, func() bool {
+			until(t, "the order fails", func() bool {
 				err := m.Status()[0].Err
 				return err != nil && strings.Contains(err.Error(), "order a certificate")
 			})
@@ -363,7 +363,7 @@ func TestCloseInTheMiddleOfAnOrder(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
 	f.misbehave(nil, nil)
@@ -371,7 +371,7 @@ func TestCloseInTheMiddleOfAnOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- again.Run(ctx) }()

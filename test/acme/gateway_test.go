@@ -13,7 +13,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/legation-io/legation/internal/envoytest"
 	"github.com/legation-io/legation/sdk/acmecert/acmesds"
@@ -75,10 +74,10 @@ func TestAGatewayGetsTheCertificateAndItsRenewalsBySDS(t *testing.T) {
 		t.Run(api, func(t *testing.T) {
 			s := newSite(t)
 			o := s.options()
-			o.Validity = 12
+			o.Validity = 60 // much longer than a renewal takes
 			p := pebble.Start(t, o)
 			c := s.config(p, "one.test")
-			c.NoARI, c.RenewAt = true, 0.3
+			c.NoARI, c.RenewAt = true, 0.06
 			m := s.manage(c)
 			program := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "well") }))
 			t.Cleanup(program.Close)
@@ -96,7 +95,7 @@ func TestAGatewayGetsTheCertificateAndItsRenewalsBySDS(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			until(t, "the socket is there", 5*time.Second, func() bool { _, err := os.Stat(socket); return err == nil })
+			until(t, "the socket is there", func() bool { _, err := os.Stat(socket); return err == nil })
 			// Envoy starts before there is a certificate, and waits for it.
 			e := envoytest.Start(t, strings.NewReplacer("API_TYPE", api, "PROGRAM", fmt.Sprint(program.Listener.Addr().(*net.TCPAddr).Port), "SOCKET", socket).Replace(gateway), envoytest.Options{})
 			roots := p.Roots(t)
@@ -104,7 +103,7 @@ func TestAGatewayGetsTheCertificateAndItsRenewalsBySDS(t *testing.T) {
 			through := *s
 			through.https = elsewhere{through.https, address}
 			var first *x509.Certificate
-			until(t, "the gateway serves", 20*time.Second, func() bool { first, err = through.leaf("one.test", roots); return err == nil })
+			until(t, "the gateway serves", func() bool { first, err = through.leaf("one.test", roots); return err == nil })
 			conn, err := through.dial("one.test", roots)
 			if err != nil {
 				t.Fatal(err)
@@ -112,7 +111,7 @@ func TestAGatewayGetsTheCertificateAndItsRenewalsBySDS(t *testing.T) {
 			defer conn.Close()
 			old := &longLived{t: t, conn: conn, reader: bufio.NewReader(conn)}
 			seen := map[string]bool{serial(first): true}
-			until(t, "three certificates were served", 25*time.Second, func() bool {
+			until(t, "three certificates were served", func() bool {
 				old.ask()
 				leaf, err := through.leaf("one.test", roots)
 				if err != nil {

@@ -58,12 +58,12 @@ func TestARenewalDropsNoConnection(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	o := s.options()
-	o.Validity = 12
+	o.Validity = 60 // much longer than a renewal takes
 	p := pebble.Start(t, o)
 	c := s.config(p, "one.test")
-	c.NoARI, c.RenewAt = true, 0.3
+	c.NoARI, c.RenewAt = true, 0.06
 	s.manage(c)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 	roots := p.Roots(t)
 	conn, err := s.dial("one.test", roots)
 	if err != nil {
@@ -73,7 +73,7 @@ func TestARenewalDropsNoConnection(t *testing.T) {
 	old := &longLived{t: t, conn: conn, reader: bufio.NewReader(conn)}
 	first := conn.ConnectionState().PeerCertificates[0]
 	seen := map[string]*x509.Certificate{serial(first): first}
-	until(t, "three certificates were shown", 25*time.Second, func() bool {
+	until(t, "three certificates were shown", func() bool {
 		old.ask()
 		leaf, err := s.leaf("one.test", roots)
 		if err != nil {
@@ -100,15 +100,15 @@ func TestAFailingRenewalKeepsTheOldCertificate(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	o := s.options()
-	o.Validity = 20
+	o.Validity = 60
 	p := pebble.Start(t, o)
 	f := newFront(t, p)
 	c := s.config(p, "one.test")
-	c.Directory, c.RootCAs, c.NoARI, c.RenewAt = f.Directory, f.TLS, true, 0.1
+	c.Directory, c.RootCAs, c.NoARI, c.RenewAt = f.Directory, f.TLS, true, 0.06
 	m := s.manage(c)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 	f.misbehave(nil, certificates(func([]byte) []byte { return []byte("garbage") }))
-	until(t, "a renewal fails", 15*time.Second, func() bool { return says(m, "no certificate") })
+	until(t, "a renewal fails", func() bool { return says(m, "no certificate") })
 	if _, err := s.leaf("one.test", p.Roots(t)); err != nil {
 		t.Error("the old one is not shown:", err)
 	}
@@ -125,8 +125,8 @@ func TestAReplicaTakesTheCertificateThatAnotherRenewed(t *testing.T) {
 	first := s.manage(c)
 	replica := *s
 	m := replica.run(c) // the same Storage; it serves nothing itself
-	s.wait(20 * time.Second)
-	until(t, "both show one certificate", 10*time.Second, func() bool {
+	s.wait(patience)
+	until(t, "both show one certificate", func() bool {
 		a, b := first.Status()[0].Certificate, m.Status()[0].Certificate
 		return a != nil && b != nil && serial(a) == serial(b)
 	})
@@ -139,12 +139,12 @@ func TestTheCASaysWhenToRenew(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	o := s.options()
-	o.Validity = 40
+	o.Validity = 80
 	p := pebble.Start(t, o)
 	c := s.config(p, "one.test")
 	c.RenewAt = 0.99 // so that only the CA can be the reason
 	m := s.manage(c)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 	first := m.Status()[0].Certificate
 	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: first.Raw})
 	window, _ := json.Marshal(map[string]any{"suggestedWindow": map[string]string{
@@ -152,7 +152,7 @@ func TestTheCASaysWhenToRenew(t *testing.T) {
 	}})
 	body, _ := json.Marshal(map[string]string{"certificate": string(block), "ariResponse": string(window)})
 	p.Post(t, "/set-renewal-info/", string(body))
-	until(t, "it was renewed", 20*time.Second, func() bool { return serial(m.Status()[0].Certificate) != serial(first) })
+	until(t, "it was renewed", func() bool { return serial(m.Status()[0].Certificate) != serial(first) })
 	if left := time.Until(first.NotAfter); left < 10*time.Second {
 		t.Errorf("it was renewed %s before its end, by itself", left)
 	}
@@ -235,9 +235,9 @@ func TestOCSPResponsesAreStapled(t *testing.T) {
 	c := s.config(p, "one.test")
 	c.AllowOCSP = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	m := s.manage(c)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 	roots := p.Roots(t)
-	until(t, "a good response is shown", 10*time.Second, func() bool {
+	until(t, "a good response is shown", func() bool {
 		conn, err := s.dial("one.test", roots)
 		if err != nil {
 			t.Fatal(err)
@@ -266,9 +266,9 @@ func TestACertificateThatTheCARevokedIsReplaced(t *testing.T) {
 	c := s.config(p, "one.test")
 	c.AllowOCSP = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	s.manage(c)
-	s.wait(20 * time.Second)
+	s.wait(patience)
 	issued := func() int { return p.Log.Count("Issued certificate serial") }
-	until(t, "another was ordered", 10*time.Second, func() bool { return issued() >= 2 })
+	until(t, "another was ordered", func() bool { return issued() >= 2 })
 	// This CA says so of each: 0.2, 0.4, 0.8, … s lie between the orders.
 	time.Sleep(2 * time.Second)
 	if n := issued(); n > 7 {
@@ -285,8 +285,8 @@ func TestA08AResponderAtAPrivateAddressIsNotAsked(t *testing.T) {
 	p := pebble.Start(t, o)
 	r.of(t, p)
 	s.manage(s.config(p, "one.test"))
-	s.wait(20 * time.Second)
-	until(t, "it says why", 10*time.Second, func() bool {
+	s.wait(patience)
+	until(t, "it says why", func() bool {
 		return strings.Contains(s.Log.String(), "no OCSP response") && strings.Contains(s.Log.String(), "is refused")
 	})
 	if r.asked.Load() != 0 {

@@ -157,12 +157,15 @@ func (s *site) leaf(name string, roots *x509.CertPool) (*x509.Certificate, error
 	return c.ConnectionState().PeerCertificates[0], nil
 }
 
-func until(t testing.TB, what string, within time.Duration, f func() bool) {
+// patience is how long what must come is waited for.
+const patience = 90 * time.Second
+
+func until(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(patience)
 	for !f() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", within, what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

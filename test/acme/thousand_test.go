@@ -80,10 +80,10 @@ func TestExternalAccountBinding(t *testing.T) {
 			m := own.run(c)
 			if row.says == "" {
 				own.serve(m)
-				own.wait(20 * time.Second)
+				own.wait(patience)
 				return
 			}
-			until(t, "it says "+row.says, 10*time.Second, func() bool { return says(m, row.says) })
+			until(t, "it says "+row.says, func() bool { return says(m, row.says) })
 		})
 	}
 }
@@ -95,5 +95,5 @@ func TestTermsOfService(t *testing.T) {
 	c := s.config(p, "terms.test")
 	c.TermsAgreed = false
 	m := s.manage(c)
-	until(t, "it says where the terms are", 10*time.Second, func() bool { return says(m, "TermsAgreed") })
+	until(t, "it says where the terms are", func() bool { return says(m, "TermsAgreed") })
 }

@@ -67,7 +67,7 @@ func TestASessionFromItsStartToItsEnd(t *testing.T) {
 	if err := p.end(); status.Code(err) != codes.Unknown && !errors.Is(err, context.Canceled) && err.Error() != "EOF" {
 		t.Errorf("ended with %v", err)
 	}
-	if took := time.Since(begun); took > 3*time.Second {
+	if took := time.Since(begun); took > 20*time.Second {
 		t.Errorf("ended after %s", took)
 	}
 	if left, _ := os.ReadDir(o.server.p.RunDir); len(left) != 0 {

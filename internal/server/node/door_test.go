@@ -445,7 +445,7 @@ func TestBanEndsEveryStreamAtOnce(t *testing.T) {
 			t.Errorf("%s: %v; want denied with the reason", name, err)
 		}
 	}
-	if d := time.Since(banned); d > time.Second {
+	if d := time.Since(banned); d > 10*time.Second {
 		t.Errorf("it took %s", d)
 	}
 	for name, recv := range others {

@@ -69,7 +69,7 @@ func TestObjectsAreRefused(t *testing.T) {
 		"of an identity that was revoked":           {put("default/blocked", "spiffe://example.org/ns/default/sa/blocked", "k", "v"), codes.PermissionDenied},
 		"of the control plane's own identity":       {put("default/web", "spiffe://example.org/legation/server", "k", "v"), codes.PermissionDenied},
 		"with a key that leads elsewhere":           {put("default/web", webID, "../db/k", "v"), codes.InvalidArgument},
-		"beyond what a node may write in some time": {put("default/web", webID, "k", string(make([]byte, 500))), codes.OK},
+		"beyond what a node may write in some time": {put("default/web", webID, "k", string(make([]byte, 900))), codes.OK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := nodev1.NewNodeClient(conn).PutObject(t.Context(), row.request); status.Code(err) != row.code {

@@ -260,7 +260,7 @@ func cancelled(t *testing.T, s store.Store) {
 	if _, ok := <-s.Watch(ctx, "/a", 0); ok {
 		t.Error("a watch delivered something")
 	}
-	if d := time.Since(begin); d > time.Second {
+	if d := time.Since(begin); d > 20*time.Second {
 		t.Errorf("the answers took %s", d)
 	}
 	gone(t, s, "/a")

@@ -144,9 +144,9 @@ func Start(t testing.TB, o Options) *Pebble {
 			t.Logf("the end of pebble's log:\n%s", p.Log.Tail(60))
 		}
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := p.get(ctx, p.Directory)
 		cancel()
 		if err == nil {
@@ -161,12 +161,18 @@ func Start(t testing.TB, o Options) *Pebble {
 
 func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
+// given are the ports that some test of this process has got already.
+var given sync.Map
+
 // FreePort returns a TCP port of 127.0.0.1 that nobody listens at, and that
 // the kernel gives to no connection meanwhile: it is below those.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
 		port := 20000 + mathrand.IntN(12000)
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
 		if l, err := net.Listen("tcp", addr(port)); err == nil {
 			l.Close()
 			return port
@@ -178,7 +184,7 @@ func FreePort(t testing.TB) int {
 
 // Client speaks to the Pebble's own addresses.
 func (p *Pebble) Client() *http.Client {
-	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: p.TLS}}}
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: p.TLS}}}
 }
 
 func (p *Pebble) get(ctx context.Context, url string) ([]byte, error) {

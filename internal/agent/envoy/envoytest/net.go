@@ -67,7 +67,7 @@ func ServeEcho(t testing.TB, l net.Listener) {
 // Eventually polls until ok, or fails the test after 10 s.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within 10 s: %s", what)

@@ -117,7 +117,7 @@ func (p *Plane) Start() {
 	}
 	var l net.Listener
 	var err error
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if l, err = net.Listen("tcp", address); err == nil {
 			break
 		}
@@ -252,7 +252,7 @@ func (p *Plane) Refusals() []node.Refusal {
 // Eventually waits for a condition.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within 15s: %s", what)
 		}
