@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/upstream"
@@ -11,6 +12,7 @@ import (
 	"github.com/legation-io/legation/internal/fault"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // policies is the service legation.workload.v1.Policies: the declared policies
@@ -42,6 +44,8 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 		return fault.New(fault.Denied, "this process has no right to %.300q; ask without spiffe_id for its default identity", spiffeID)
 	}
 	as := entries[0]
+	held := 0
+	defer func() { s.policyBytes.swap(as.Name, held, 0) }()
 	var last []*nodev1.Policy
 	sent := false
 	for {
@@ -54,7 +58,13 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 			if err := c.same(); err != nil {
 				return err
 			}
-			if err := send(composePolicies(now)); err != nil {
+			set := composePolicies(now)
+			size := proto.Size(set)
+			if !s.policyBytes.swap(as.Name, held, size) {
+				return fault.New(fault.Limited, "limited: the policies of entry %s have %d bytes, and those who watch them hold %d of them at most; watch once in a process, or declare less", as.Name, size, maxEntryPolicyBytes)
+			}
+			held = size
+			if err := send(set); err != nil {
 				return err
 			}
 			last, sent = now, true
@@ -65,6 +75,38 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 			return c.because(c.ctx.Err())
 		}
 	}
+}
+
+// What is sent to a program that does not read stays in the agent's memory.
+const (
+	maxPolicyBytes      = 256 << 20 // of all who watch
+	maxEntryPolicyBytes = maxPolicyBytes / 4
+)
+
+// policyBytes counts what is sent to those who watch, while they do.
+type policyBytes struct {
+	mu    sync.Mutex // guards what follows
+	all   int
+	entry map[string]int // by entry
+}
+
+// swap replaces what one of an entry's holds; more is refused where that is
+// too much.
+func (b *policyBytes) swap(entry string, old, size int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	more := size - old
+	if more > 0 && (b.all+more > maxPolicyBytes || b.entry[entry]+more > maxEntryPolicyBytes) {
+		return false
+	}
+	if b.entry == nil {
+		b.entry = map[string]int{}
+	}
+	b.all += more
+	if b.entry[entry] += more; b.entry[entry] == 0 {
+		delete(b.entry, entry)
+	}
+	return true
 }
 
 // binds are the policies about an identity, by name.

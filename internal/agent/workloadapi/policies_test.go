@@ -121,3 +121,38 @@ func TestPoliciesAreForCallersWithTheIdentity(t *testing.T) {
 		t.Errorf("a caller without an entry gets %v", err)
 	}
 }
+
+// A program that watches large policies many times and never reads keeps no
+// more than a bounded part of them in the agent's memory.
+func TestWhatIsSentToThoseWhoDoNotReadIsBounded(t *testing.T) {
+	a := serve(t, Limits{}, webEntry())
+	a.declare("default/large", &nodev1.Policy{Version: 1, RegoVersion: 1, Data: make([]byte, maxEntryPolicyBytes/5*2)})
+	for range 2 { // who never reads
+		if _, err := a.policies().Watch(secure(t), &workloadv1.WatchPoliciesRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "one more is refused", func() bool {
+		stream, err := a.policies().Watch(secure(t), &workloadv1.WatchPoliciesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+		return status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "those who watch them")
+	})
+	var b policyBytes
+	for n := range 6 {
+		if got := b.swap("a", 0, maxEntryPolicyBytes/4); got != (n < 4) {
+			t.Errorf("watch %d: %v", n+1, got)
+		}
+	}
+	if !b.swap("b", 0, 10) || !b.swap("a", maxEntryPolicyBytes/4, 0) || !b.swap("a", 0, maxEntryPolicyBytes/4) || b.swap("a", 10, 20) {
+		t.Error("what was given back is not to be had, or another entry's is")
+	}
+	for range 4 {
+		b.swap("a", maxEntryPolicyBytes/4, 0)
+	}
+	if b.swap("b", 10, 0); b.all != 0 || len(b.entry) != 0 {
+		t.Errorf("%d bytes of %v are left", b.all, b.entry)
+	}
+}

@@ -77,6 +77,7 @@ type Server struct {
 	tokens  *jwtcheck.Verifier
 
 	objectRate, objectBytes *limit.Buckets // by entry
+	policyBytes             policyBytes
 
 	setMu sync.Mutex // guards what follows
 	setOf map[string]*nodev1.Revocation
