@@ -33,8 +33,8 @@ const (
 
 // Constrained is mutual TLS 1.2 with peers that have nothing newer: small
 // machines whose TLS library or memory ends there. Both sides must be
-// configured so; it never speaks TLS 1.3, and sdk/mtls never speaks 1.2, so
-// that no connection can be talked down from one to the other.
+// configured so; it never speaks TLS 1.3, and sdk/mtls speaks 1.2 only under
+// its profile Constrained, so that no other connection can be talked down.
 //
 // Both peers are verified as everywhere: chain, SPIFFE ID, revocation, and
 // Authorize, in tls.Config.VerifyConnection. No session is ever resumed, no

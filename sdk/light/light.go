@@ -29,9 +29,10 @@
 //
 // # TLS 1.2
 //
-// Peers too small for TLS 1.3 are reached with ConstrainedClient and
-// ConstrainedServer, which are TLS 1.2 and nothing else; see there for what
-// that costs. sdk/mtls, for everybody else, is TLS 1.3 only.
+// Peers too small for TLS 1.3 are reached with DialConstrained and
+// ListenConstrained, which are TLS 1.2 and nothing else; see Constrained for
+// what that costs. sdk/mtls, for everybody else, is TLS 1.3 only, save under
+// its profile Constrained, which speaks both.
 //
 // Standards: SPIFFE Workload API 5, SPIFFE Workload Endpoint 3, 4 and 6; gRPC
 // over HTTP/2; RFC 9113; RFC 7541; RFC 5246, 5289, 8422 and 9325 for TLS 1.2.

@@ -103,7 +103,7 @@ func ExampleServerConfig_spire() {
 func ExampleNewServer_incomplete() {
 	_, err := mtls.NewServer(mtls.ServerConfig{Source: &identity.Memory{}})
 	fmt.Println(err)
-	// Output: mtls.ServerConfig: Authorize is not set, and letting in everybody is no default: set e.g. AuthorizeID, AuthorizeMemberOf or AuthorizePath
+	// Output: mtls.ServerConfig: no Authorize is set, and letting in everybody is no default: set e.g. AuthorizeID, AuthorizeMemberOf or AuthorizePath
 }
 
 // Several services, each at its host.
