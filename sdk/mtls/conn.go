@@ -38,6 +38,9 @@ func (e *ClosedError) Unwrap() []error { return []error{e.Err, net.ErrClosed} }
 // conn is the connection below TLS.
 type conn struct {
 	net.Conn
+	// in is what is read: during the handshake what its attempt looks at,
+	// then Conn. Only the handshake reads before it has completed.
+	in     net.Conn
 	core   *core
 	why    atomic.Pointer[ClosedError]
 	closed atomic.Bool
@@ -56,7 +59,7 @@ type conn struct {
 
 // Read implements net.Conn.
 func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
+	n, err := c.in.Read(b)
 	if err != nil {
 		err = c.explain(err)
 	}

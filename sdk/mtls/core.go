@@ -148,8 +148,8 @@ func (k *core) unready(why error) *base {
 // handshake performs one on raw, which it owns from then on; http says that
 // net/http will speak on it. The error is always a *handshake.Error.
 func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bool) (*tls.Conn, error) {
-	c := &conn{Conn: raw, core: k}
-	attempt := handshake.Begin(k.side, c, k.hooks)
+	attempt := handshake.Begin(k.side, raw, k.hooks)
+	c := &conn{Conn: raw, in: attempt.Conn(), core: k}
 	ctx, cancel := context.WithTimeout(ctx, k.timeout)
 	defer cancel()
 	place, err := k.pending.begin(ctx, c)
@@ -179,7 +179,7 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bo
 		config.ServerName = sni(host)
 		secured = tls.Client(c, config)
 	} else {
-		secured = tls.Server(attempt.Conn(), config)
+		secured = tls.Server(c, config)
 	}
 	if err := attempt.Run(ctx, secured); err != nil {
 		k.log.Debug("TLS handshake failed", "error", err)
@@ -194,7 +194,7 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bo
 		c.Close()
 		return nil, attempt.Fail(ctx, errUnverified)
 	}
-	c.attempt, c.tls = attempt, secured
+	c.in, c.attempt, c.tls = raw, attempt, secured
 	if err := k.live.add(c, b.snapshot.Trust, asked); err != nil {
 		c.shut(c.request.Peer.ID, err)
 		return nil, attempt.Fail(ctx, k.refusal(err, b.snapshot.Trust))
