@@ -29,6 +29,9 @@ var constrainedCurves = []tls.CurveID{tls.X25519, tls.CurveP256}
 const (
 	constrainedLifetime  = 72 * time.Hour
 	constrainedHandshake = 10 * time.Second
+	// constrainedGrace is how long an open connection may outlive its peer's
+	// certificate, as by default in sdk/mtls.
+	constrainedGrace = time.Hour
 )
 
 // Constrained is mutual TLS 1.2 with peers that have nothing newer: small
@@ -67,7 +70,7 @@ type Constrained struct {
 
 // ConstrainedConn is a connection of the constrained profile. Its methods are
 // those of *tls.Conn; Read and Write shake hands first, and fail once the peer
-// is believed no longer.
+// is believed no longer, or its certificate ended an hour ago.
 type ConstrainedConn struct {
 	*tls.Conn
 	k *constrained
@@ -75,10 +78,11 @@ type ConstrainedConn struct {
 	handshake sync.Once
 	err       error // of the handshake
 
-	mu    sync.Mutex // guards what follows
-	trust *chaincheck.Trust
-	peer  spiffeid.ID
-	gone  error // the peer is believed no longer
+	mu      sync.Mutex // guards what follows
+	trust   *chaincheck.Trust
+	peer    spiffeid.ID
+	expires time.Time // the earliest of its path
+	gone    error     // the peer is believed no longer
 }
 
 // constrained is a Constrained that was checked.
@@ -209,25 +213,58 @@ func (c *ConstrainedConn) verify(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	id, err := c.k.judge(s.Trust, cs.PeerCertificates, cs.OCSPResponse)
+	r, err := c.k.verifier.Verify(context.Background(), s.Trust, cs.PeerCertificates, cs.OCSPResponse)
+	if err == nil {
+		err = c.k.authorize(r.ID)
+	}
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.trust, c.peer = s.Trust, id
+	c.trust, c.peer, c.expires = s.Trust, r.ID, r.Path[0].NotAfter
+	for _, cert := range r.Path[1:] {
+		if cert.NotAfter.Before(c.expires) {
+			c.expires = cert.NotAfter
+		}
+	}
 	return nil
 }
 
-func (k *constrained) judge(trust *chaincheck.Trust, chain []*x509.Certificate, staple []byte) (spiffeid.ID, error) {
-	r, err := k.verifier.Verify(context.Background(), trust, chain, staple)
+func (k *constrained) authorize(id spiffeid.ID) error {
+	if err := k.Authorize(id); err != nil {
+		return fmt.Errorf("peer %s is verified and not authorised: %w", id, err)
+	}
+	return nil
+}
+
+// judge says why the peer of an open connection is believed no longer. That its
+// certificate ended since, or that lists are missing, refuses handshakes, and
+// must not hide what is wrong beside it.
+func (k *constrained) judge(trust *chaincheck.Trust, chain []*x509.Certificate, expires time.Time) error {
+	now := k.Now()
+	at := now
+	if expires.Before(at) {
+		at = expires
+	}
+	usage := chaincheck.Server
+	if k.server {
+		usage = chaincheck.Client
+	}
+	r, err := chaincheck.Verify(chaincheck.Params{
+		Chain: chain, Roots: trust.Roots, Denied: trust.Denied, Revocation: chaincheck.Off, Usage: usage, Now: at,
+	})
 	if err != nil {
-		return spiffeid.ID{}, err
+		return err
 	}
-	if err := k.Authorize(r.ID); err != nil {
-		return spiffeid.ID{}, fmt.Errorf("peer %s is verified and not authorised: %w", r.ID, err)
+	if k.Revocation != chaincheck.Off {
+		for n, cert := range r.Path[:len(r.Path)-1] {
+			if found := trust.CRLs.Lookup(cert, r.Path[n+1], now, nil); found.Status == chaincheck.StatusRevoked {
+				return &chaincheck.Error{Cause: chaincheck.Revoked, Subject: r.ID.String(), Detail: found.String(), Certificate: cert}
+			}
+		}
 	}
-	return r.ID, nil
+	return k.authorize(r.ID)
 }
 
 // Handshake is HandshakeContext with no end of its own but HandshakeTimeout.
@@ -261,14 +298,12 @@ func (c *ConstrainedConn) believed() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.gone != nil || s.Trust == c.trust {
+	over := c.k.Now().After(c.expires.Add(constrainedGrace))
+	if c.gone != nil || s.Trust == c.trust && !over {
 		return c.gone
 	}
-	cs := c.ConnectionState()
-	_, err = c.k.judge(s.Trust, cs.PeerCertificates, cs.OCSPResponse)
-	var refused *chaincheck.Error
-	if errors.As(err, &refused) && (refused.Cause == chaincheck.Expired || refused.Cause == chaincheck.RevocationUnknown) {
-		err = nil // refuses handshakes; what is open was judged when it held
+	if err = c.k.judge(s.Trust, c.ConnectionState().PeerCertificates, c.expires); err == nil && over {
+		err = fmt.Errorf("its certificate expired %s, and the grace of %s is over", c.expires.UTC().Format(time.RFC3339), constrainedGrace)
 	}
 	if c.trust = s.Trust; err != nil {
 		c.gone = fmt.Errorf("the connection with %s is closed: %w", c.peer, err)

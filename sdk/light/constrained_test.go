@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -230,5 +231,50 @@ func TestA25ConstrainedConnectionsEndWithTheirPeers(t *testing.T) {
 	d.Deny(chaincheck.Denial{ID: d.ID("/bystander")})
 	if err := exchange(bystander, "once more"); err == nil {
 		t.Error("a denied peer's connection goes on")
+	}
+}
+
+// What else is wrong with a peer by now does not hide that it was taken back.
+func TestA25ConstrainedPeersThatAreTakenBackLateEndToo(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		then func(d *pkitest.Domain, late *atomic.Int64)
+		ends bool
+	}{
+		{"its certificate has expired", func(_ *pkitest.Domain, late *atomic.Int64) { late.Store(int64(24*time.Hour + 10*time.Minute)) }, false},
+		{"its certificate expired long ago", func(_ *pkitest.Domain, late *atomic.Int64) { late.Store(int64(26 * time.Hour)) }, true},
+		{"the lists are gone", func(d *pkitest.Domain, _ *atomic.Int64) { d.PublishNoCRLs() }, false},
+		{"its certificate has expired, and it is denied", func(d *pkitest.Domain, late *atomic.Int64) {
+			late.Store(int64(24*time.Hour + 10*time.Minute))
+			d.Deny(chaincheck.Denial{ID: d.ID("/client")})
+		}, true},
+		{"its certificate has expired, and its root is gone", func(d *pkitest.Domain, late *atomic.Int64) {
+			late.Store(int64(24*time.Hour + 10*time.Minute))
+			d.RotateRoot(true)
+		}, true},
+		{"the lists are gone, and it is denied", func(d *pkitest.Domain, _ *atomic.Int64) {
+			d.PublishNoCRLs()
+			d.Deny(chaincheck.Denial{ID: d.ID("/client")})
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := pkitest.New(t, "example.org", nil)
+			var late atomic.Int64
+			addr, _ := echo(t, light.Constrained{Source: d.Source("/server"), Authorize: func(spiffeid.ID) error { return nil },
+				Now: func() time.Time { return time.Now().Add(time.Duration(late.Load())) }})
+			conn, err := light.DialConstrained(t.Context(), "tcp", addr, light.Constrained{Source: identity.NewMemory(d.Snapshot("/client")), Authorize: only(d.ID("/server"))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			if err := exchange(conn, "hello"); err != nil {
+				t.Fatal(err)
+			}
+			tt.then(d, &late)
+			d.Deny(chaincheck.Denial{ID: d.ID("/nobody")}) // the trust changes in any case
+			if err := exchange(conn, "again"); (err != nil) != tt.ends {
+				t.Errorf("it says %v", err)
+			}
+		})
 	}
 }
