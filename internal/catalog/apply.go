@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -53,17 +54,9 @@ func (c *Catalog) applyAll(ctx context.Context, p ApplyParams) ([]*adminv1.Appli
 		return nil, nil, err
 	}
 	problems = append(problems, twice(resources)...)
-	policies := 0
-	for _, d := range resources {
-		if d.kind == kindPolicy {
-			if policies++; policies > maxPoliciesPerApply {
-				return nil, nil, fault.New(fault.Limited, "more than %d policies at once: apply them in parts", maxPoliciesPerApply)
-			}
-		}
-		if err := ctx.Err(); err != nil { // policies are compiled
-			return nil, nil, fault.New(fault.Unavailable, "check the resources: %w", err)
-		}
-		problems = append(problems, check(c.trustDomain, d)...)
+	problems, err = c.checkAll(ctx, resources, problems)
+	if err != nil {
+		return nil, nil, err
 	}
 	if len(problems) > 0 {
 		return nil, inOrder(p.Documents, problems), nil
@@ -96,6 +89,35 @@ func (c *Catalog) applyAll(ctx context.Context, p ApplyParams) ([]*adminv1.Appli
 		c.log.Info("resources applied", "actor", p.Actor, "resources", len(applied))
 	}
 	return applied, nil, nil
+}
+
+// checkAll judges each resource by itself.
+func (c *Catalog) checkAll(ctx context.Context, resources []*declared, problems []*adminv1.Problem) ([]*adminv1.Problem, error) {
+	if slices.ContainsFunc(resources, func(d *declared) bool { return d.kind == kindPolicy }) {
+		// Whatever a compiler can be kept busy with takes one core, and none of
+		// those who declare something else.
+		waiting, cancel := context.WithTimeout(ctx, catchUp)
+		defer cancel()
+		select {
+		case c.compiling <- struct{}{}:
+			defer func() { <-c.compiling }()
+		case <-waiting.Done():
+			return nil, fault.New(fault.Unavailable, "waiting for another apply, whose policies are compiled: %w", waiting.Err())
+		}
+	}
+	policies := 0
+	for _, d := range resources {
+		if d.kind == kindPolicy {
+			if policies++; policies > maxPoliciesPerApply {
+				return nil, fault.New(fault.Limited, "more than %d policies at once: apply them in parts", maxPoliciesPerApply)
+			}
+		}
+		if err := ctx.Err(); err != nil { // policies are compiled
+			return nil, fault.New(fault.Unavailable, "check the resources: %w", err)
+		}
+		problems = append(problems, check(c.trustDomain, d)...)
+	}
+	return problems, nil
 }
 
 // read parses all documents.

@@ -39,8 +39,9 @@ type Catalog struct {
 	limits      Limits
 	metrics     *metrics
 
-	snapshot latest.Value[*Snapshot] // replaced whole by Run
-	applying chan struct{}           // holds one token: one writer of this replica at a time
+	snapshot  latest.Value[*Snapshot] // replaced whole by Run
+	compiling chan struct{}           // holds one token: policies are compiled by one at a time
+	applying  chan struct{}           // holds one token: one writer of this replica at a time
 
 	mu      sync.Mutex // guards history
 	history changeLog
@@ -51,7 +52,7 @@ type Catalog struct {
 func Open(ctx context.Context, p Params) (*Catalog, error) {
 	c := &Catalog{
 		store: p.Store, trustDomain: p.TrustDomain, clock: p.Clock, log: p.Log,
-		limits: p.Limits.withDefaults(), metrics: newMetrics(p.Registerer), applying: make(chan struct{}, 1),
+		limits: p.Limits.withDefaults(), metrics: newMetrics(p.Registerer), applying: make(chan struct{}, 1), compiling: make(chan struct{}, 1),
 	}
 	if c.clock == nil {
 		c.clock = clock.System

@@ -1,10 +1,13 @@
 package catalog
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/legation-io/legation/internal/fault"
 )
 
 func policyNamed(name string, rego ...string) string {
@@ -41,4 +44,17 @@ func TestA58NoPolicyIsEvaluatedByTheControlPlane(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPoliciesAreCompiledOneAtATimeAndHoldUpNobodyElse(t *testing.T) {
+	c := open(t, newStore(t), Limits{})
+	c.compiling <- struct{}{} // somebody's takes its time
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := c.Apply(ctx, ApplyParams{Documents: doc(policyNamed("a", "allow := true"))}); !fault.Is(err, fault.Unavailable) {
+		t.Error(err)
+	}
+	apply(t, c, identity("web"))
+	<-c.compiling
+	apply(t, c, policyNamed("a", "allow := true"))
 }
