@@ -122,6 +122,7 @@ var Folders = []Folder{
 
 	{"internal/memnet", Test, "a network in memory", nil},
 	{"internal/envoytest", Test, "a real Envoy in a test", nil},
+	{"internal/pythontest", Test, "packages for real Python clients in a test", nil},
 	{"internal/agent/envoy/envoytest", Test, "the same with its access log", nil},
 	{"internal/server/node/nodetest", Test, "one replica over real TLS", []string{"*"}},
 	{"internal/store/storetest", Test, "the suite that every store passes", []string{"internal/store"}},

@@ -5,7 +5,6 @@ package modelservice
 import (
 	"bytes"
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/legation-io/legation/internal/pythontest"
 	"github.com/legation-io/legation/test/acme/pebble"
 )
 
@@ -21,40 +21,6 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	pebble.RemoveBuilt()
 	os.Exit(code)
-}
-
-// python keeps what the client needs in the checkout's ignored tools folder,
-// where a second run finds it.
-func python(t *testing.T, root, requirements string) string {
-	t.Helper()
-	raw, err := os.ReadFile(requirements)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(root, "tools", ".bin", "py-"+strings.Join(strings.Fields(strings.ReplaceAll(string(raw), "==", "-")), "-"))
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "py-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(temp)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", temp, "-r", requirements).CombinedOutput()
-	if err != nil {
-		t.Fatalf("what %s names cannot be installed: %v\n%s", requirements, err, out)
-	}
-	if err := os.Rename(temp, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		if _, there := os.Stat(dir); there != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }
 
 // TestTheReadmeCanBeFollowed types the commands of the example's README as
@@ -89,7 +55,11 @@ func TestTheReadmeCanBeFollowed(t *testing.T) {
 			t.Fatalf("go %v in %s: %v\n%s", build[1:], build[0], err, out)
 		}
 	}
-	packages := python(t, root, filepath.Join(example, "client", "requirements.txt"))
+	requirements, err := os.ReadFile(filepath.Join(example, "client", "requirements.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages := pythontest.Install(t, strings.Fields(string(requirements))...)
 	ca := pebble.Build(t)
 
 	raw, err := os.ReadFile(filepath.Join(example, "README.md"))

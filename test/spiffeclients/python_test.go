@@ -1,15 +1,10 @@
 package spiffeclients
 
 import (
-	"context"
-	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/legation-io/legation/internal/pythontest"
 	"github.com/legation-io/legation/test/stand"
 )
 
@@ -46,7 +41,7 @@ with X509Source(socket_path=socket, timeout_in_seconds=20) as source:
 `
 
 func TestPythonClient(t *testing.T) {
-	packages := installed(t)
+	packages := pythontest.Install(t, pySpiffe)
 	s := stand.New(t)
 	a := s.Agent("node-1")
 	s.Apply(identity("1h"))
@@ -61,34 +56,4 @@ func TestPythonClient(t *testing.T) {
 			t.Errorf("misses %q:\n%s", want, p.Log())
 		}
 	}
-}
-
-// installed keeps the client in the checkout's ignored tools folder, where a
-// second run, and the agent's own tests, find it.
-func installed(t *testing.T) string {
-	t.Helper()
-	dir := filepath.Join(stand.Root(t), "tools", ".bin", "py-"+strings.ReplaceAll(pySpiffe, "==", "-"))
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "py-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(temp)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", temp, pySpiffe).CombinedOutput()
-	if err != nil {
-		t.Fatalf("the Python client %s cannot be installed: %v\n%s", pySpiffe, err, out)
-	}
-	if err := os.Rename(temp, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		if _, there := os.Stat(dir); there != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }

@@ -2,13 +2,13 @@ package workloadapi
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/legation-io/legation/internal/pythontest"
 )
 
 // pySpiffe is the PyPI client this is tested with.
@@ -34,7 +34,7 @@ with WorkloadApiClient(socket_path="unix://" + sys.argv[1]) as client:
 `
 
 func TestPythonClient(t *testing.T) {
-	packages := installed(t)
+	packages := pythontest.Install(t, pySpiffe)
 	a := serve(t, Limits{}, webEntry())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -49,55 +49,5 @@ func TestPythonClient(t *testing.T) {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("misses %q:\n%s", want, out)
 		}
-	}
-}
-
-// installed keeps the client in the checkout's ignored tools folder, where a
-// second run finds it.
-func installed(t *testing.T) string {
-	t.Helper()
-	dir, err := moduleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir = filepath.Join(dir, "tools", ".bin", "py-"+strings.ReplaceAll(pySpiffe, "==", "-"))
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "py-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(temp)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", temp, pySpiffe).CombinedOutput()
-	if err != nil {
-		t.Fatalf("the Python client %s cannot be installed: %v\n%s", pySpiffe, err, out)
-	}
-	if err := os.Rename(temp, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		if _, there := os.Stat(dir); there != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
-func moduleRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod above the test")
-		}
-		dir = filepath.Dir(dir)
 	}
 }
