@@ -175,7 +175,8 @@ func getCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "get KIND [NAME...]",
 		Long: `Get shows what is declared, as it is stored. KIND is WorkloadIdentity, Service,
-EndpointSlice, WorkloadEntry or Policy, in any spelling that kubectl takes, or all.`,
+EndpointSlice, WorkloadEntry or Policy, in any spelling that kubectl takes, or
+all.`,
 		Short:             "Show declared resources",
 		Example:           "  legation get workloadidentities -A\n  legation get service retrieval -o yaml\n  legation get all",
 		Args:              cobra.MinimumNArgs(1),
