@@ -1,6 +1,7 @@
 package folder
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -186,6 +187,11 @@ func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
 
 // readAtMost reads a file of bounded size.
 func readAtMost(path string, most int64) ([]byte, error) {
+	// Opening a pipe would wait for whoever writes to it, and everything else
+	// with it.
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", path))
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
