@@ -130,7 +130,8 @@ type run struct {
 	ended  chan result
 	reload chan struct{}
 
-	running int // touched by one step at a time
+	running   int            // touched by one step at a time
+	reloading sync.WaitGroup // waited for by rest
 
 	mu   sync.Mutex // guards errs: a step that is left behind may go on
 	errs []error
@@ -157,9 +158,7 @@ func (r *run) all(ctx context.Context) error {
 	// Parts do not end with ctx, but when they were drained.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	var reloading sync.WaitGroup
-	defer reloading.Wait()
-	reloading.Go(func() { r.reloads(base) })
+	r.reloading.Go(func() { r.reloads(base) })
 	for n, p := range r.parts {
 		r.running++
 		go func() { r.ended <- result{n, p.Run(base)} }()
@@ -311,7 +310,7 @@ func (r *run) drain(ctx context.Context) {
 	wg.Wait()
 }
 
-// rest waits for all that still runs.
+// rest waits for all that still runs, a Reload among it.
 func (r *run) rest(ctx context.Context) {
 	for r.running > 0 {
 		select {
@@ -321,4 +320,5 @@ func (r *run) rest(ctx context.Context) {
 			return
 		}
 	}
+	r.reloading.Wait() // cutShort leaves behind what does not end
 }

@@ -104,6 +104,26 @@ func TestReloadsAreOneAtATimeAndNeverHoldUpTheEnd(t *testing.T) {
 	})
 }
 
+func TestAReloadThatHangsIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals := make(chan os.Signal)
+		release := make(chan struct{})
+		defer close(release)
+		c := quiet(signals)
+		began := make(chan struct{})
+		c.Reload = []func() error{func() error { close(began); <-release; return nil }}
+		go func() {
+			signals <- syscall.SIGHUP
+			<-began
+			signals <- syscall.SIGTERM
+			signals <- syscall.SIGTERM
+		}()
+		if err := drain.Run(t.Context(), c, drain.Background("b", untilDone)); !errors.Is(err, drain.ErrCut) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func TestAServerThatCannotServeSaysSo(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
