@@ -45,10 +45,21 @@ func (a Authorizer) String() string { return a.words }
 
 // authorize returns a *RefusedError.
 func (a Authorizer) authorize(ctx context.Context, r *Request) error {
-	if err := a.check(ctx, r); err != nil {
+	if err := a.ask(ctx, r); err != nil {
 		return &RefusedError{Peer: r.Peer, Host: r.Host, Err: err}
 	}
 	return nil
+}
+
+// ask is check, with a panic as a refusal: a mistake in a program's function
+// costs one connection, as in net/http, and lets nobody in.
+func (a Authorizer) ask(ctx context.Context, r *Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the authoriser panicked: %v", p)
+		}
+	}()
+	return a.check(ctx, r)
 }
 
 // RefusedError is a peer that is who it says, and is not let in.
@@ -145,7 +156,7 @@ func AuthorizePath(domain spiffeid.TrustDomain, patterns ...string) Authorizer {
 // AuthorizeFunc lets in the peers for which f returns nil; its error is the
 // reason of a refusal. f is called in the handshake, and again when the
 // Source's trust changes or Recheck is called; it must be quick and safe for
-// concurrent use.
+// concurrent use. A panic is a refusal.
 func AuthorizeFunc(f func(context.Context, *Request) error) Authorizer {
 	if f == nil {
 		return bad("AuthorizeFunc has no function")

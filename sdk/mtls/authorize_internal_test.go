@@ -16,6 +16,16 @@ var (
 	other  = spiffeid.RequireTrustDomainFromString("other.example")
 )
 
+func TestAnAuthoriserThatPanicsLetsNobodyIn(t *testing.T) {
+	broken := AuthorizeFunc(func(context.Context, *Request) error { panic("index out of range") })
+	for name, a := range map[string]Authorizer{"alone": broken, "one of several": AuthorizeAnyOf(broken)} {
+		var refused *RefusedError
+		if err := a.authorize(t.Context(), &Request{}); !errors.As(err, &refused) || !strings.Contains(err.Error(), "the authoriser panicked: index out of range") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestAuthorizers(t *testing.T) {
 	web, model := spiffeid.RequireFromPath(domain, "/ns/shop/sa/web"), spiffeid.RequireFromPath(domain, "/ns/ml/sa/model-a")
 	yes := AuthorizeFunc(func(context.Context, *Request) error { return nil })

@@ -5,14 +5,12 @@ import (
 	"net/http"
 	"slices"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/legation-io/legation/sdk/identity"
 )
 
 // Handler lets through to next what the policies allow. The peer is the one
-// that sdk/mtls put into the request's context, or else that of the TLS
-// connection, which must be one of sdk/mtls: see identity.PeerOf. A request
+// that sdk/mtls put into the request's context (Listener.Serve, ConnContext):
+// that a connection is TLS and has a certificate proves nothing. A request
 // without a peer, without a route, with a path that is not canonical, and
 // one that is denied, gets 403 and nothing else; the log has the reason under
 // the decision's id. What next gets is the same *http.Request that was
@@ -31,7 +29,9 @@ type handler struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	in, route, err := h.routes.Input(r)
-	in.Identity = h.peer(ctx, r)
+	if p, ok := identity.PeerFromContext(ctx); ok {
+		in.Identity = p.ID
+	}
 	var d Decision
 	if err != nil {
 		d = h.engine.Refuse(err)
@@ -44,18 +44,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.next.ServeHTTP(w, r.WithContext(ContextWithDecision(ctx, d)))
-}
-
-func (h *handler) peer(ctx context.Context, r *http.Request) (id spiffeid.ID) {
-	if p, ok := identity.PeerFromContext(ctx); ok {
-		return p.ID
-	}
-	if r.TLS != nil {
-		if p, err := identity.PeerOf(r.TLS); err == nil {
-			return p.ID
-		}
-	}
-	return id
 }
 
 func newRecord(in *Input, route Route, r *http.Request, d Decision) Record {

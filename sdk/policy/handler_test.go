@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -51,6 +53,17 @@ func serve(t testing.TB, e *policy.Engine, routes *policy.Routes, r *http.Reques
 	if w.Code == http.StatusForbidden && strings.TrimSpace(w.Body.String()) != "403 Forbidden" {
 		t.Errorf("the peer is told more than no: %q", w.Body)
 	}
+}
+
+// A certificate that nobody verified is no peer: only what sdk/mtls says counts.
+func TestATLSCertificateAloneIsNoPeer(t *testing.T) {
+	e := engine(t, policy.Config{}, source("allow := true"))
+	routes := policy.MustRoutes(policy.Route{Pattern: "GET /", Operation: "get"})
+	id := "spiffe://example.org/ns/shop/sa/admin"
+	r := request("GET", "/", "")
+	r.TLS = &tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{{URIs: []*url.URL{spiffeid.RequireFromString(id).URL()}}}}
+	serve(t, e, routes, r, http.StatusForbidden)
+	serve(t, e, routes, request("GET", "/", id), http.StatusOK)
 }
 
 // A38: whatever is not one plain spelling is refused before a policy is asked.
