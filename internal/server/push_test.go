@@ -12,6 +12,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,7 +113,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 15s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }
@@ -290,10 +291,10 @@ func TestA54ARevocationDoesNotWaitForPolicies(t *testing.T) {
 		return true
 	})
 	ctx, stop := context.WithCancel(t.Context())
-	applied := make(chan int)
+	var rounds atomic.Int64
+	ended := make(chan struct{})
 	go func() {
-		n := 0
-		defer func() { applied <- n }()
+		defer close(ended)
 		var subjects strings.Builder
 		for i := range 250 {
 			fmt.Fprintf(&subjects, "    - spiffe://example.org/ns/default/*/*/x%d\n", i)
@@ -305,7 +306,7 @@ func TestA54ARevocationDoesNotWaitForPolicies(t *testing.T) {
 					i, subjects.String(), round, strings.Repeat("x", 8000))
 			}
 			if _, problems, err := d.catalog.Apply(ctx, catalog.ApplyParams{Documents: []*adminv1.Document{{File: "f", Content: []byte(all.String())}}}); err == nil && len(problems) == 0 {
-				n++
+				rounds.Add(1)
 			} else if ctx.Err() == nil {
 				t.Error(problems, err)
 				return
@@ -314,10 +315,9 @@ func TestA54ARevocationDoesNotWaitForPolicies(t *testing.T) {
 	}()
 	defer func() {
 		stop()
-		if n := <-applied; n == 0 {
-			t.Error("no policies were applied meanwhile")
-		}
+		<-ended
 	}()
+	eventually(t, "the first round of policies", func() bool { return rounds.Load() > 0 })
 	var pushed, blocked time.Duration
 	for i := range 10 {
 		time.Sleep(20 * time.Millisecond) // so that rounds of policies come in between
