@@ -45,8 +45,8 @@ func balancer(t testing.TB, targets ...string) net.Listener {
 			carrying.Go(func() {
 				defer in.Close()
 				// The next one that answers: a replica may be dead.
-				for range targets {
-					out, err := net.DialTimeout("tcp", targets[int(next.Add(1))%len(targets)], time.Second)
+				for i, begin := 0, int(next.Add(1)); i < len(targets); i++ {
+					out, err := net.DialTimeout("tcp", targets[(begin+i)%len(targets)], time.Second)
 					if err != nil {
 						continue
 					}

@@ -17,8 +17,10 @@ import (
 
 const (
 	viewName = "view"
-	// saveDelay lets a storm be one write; the first change after some rest
-	// waits for saveSoon only.
+	// A storm is one write: a change waits for saveShare times what the last
+	// write took, so that writing takes a twentieth of the time at most, at
+	// least for saveSoon and at most for saveDelay.
+	saveShare = 20
 	saveDelay = 500 * time.Millisecond
 	saveSoon  = 20 * time.Millisecond
 	saveAgain = 10 * time.Second // after a failure
@@ -124,24 +126,22 @@ func (l *Link) save(ctx context.Context) error {
 }
 
 func (l *Link) saveFile(ctx context.Context, f file) error {
-	var last time.Time
+	var took time.Duration // by the last write
 	for {
 		select {
 		case <-f.unsave:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		delay := saveDelay
-		if time.Since(last) > saveDelay {
-			delay = saveSoon
-		}
+		delay := min(max(saveShare*took, saveSoon), saveDelay)
 		for {
 			if err := l.wait(ctx, delay); err != nil {
 				raise(f.unsave) // flush writes it
 				return err
 			}
-			last = time.Now()
-			if l.write(f) {
+			began := time.Now()
+			written := l.write(f)
+			if took = time.Since(began); written {
 				break
 			}
 			delay = saveAgain

@@ -30,6 +30,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -234,7 +235,11 @@ func (s *Server) answer(ctx context.Context, method string, err error) error {
 		if c, ok := workload.FromContext(ctx); ok {
 			pid, uid = c.PID(), c.UID()
 		}
-		s.log.Info("a Workload API call was refused", "method", name(method), "pid", pid, "uid", uid, "code", status.Code(mapped).String(), "error", err)
+		level := slog.LevelInfo
+		if status.Code(mapped) == codes.NotFound { // an answer, not a refusal: a program asks for what may not be there
+			level = slog.LevelDebug
+		}
+		s.log.Log(ctx, level, "a Workload API call was refused", "method", name(method), "pid", pid, "uid", uid, "code", status.Code(mapped).String(), "error", err)
 	}
 	return mapped
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -155,6 +156,16 @@ func TestAFirstStartThatWasInterruptedIsBegunAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := os.Mkdir(walDir(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		put(t, openAt(t, Config{Dir: dir}), "/a", "1")
+	})
+	t.Run("before its file of pages had one", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.MkdirAll(filepath.Dir(dbPath(dir)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dbPath(dir), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		put(t, openAt(t, Config{Dir: dir}), "/a", "1")

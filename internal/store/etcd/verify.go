@@ -52,6 +52,9 @@ func verify(dir string) (unborn bool, err error) {
 		if err := matchesMark(dir); err != nil {
 			return false, err
 		}
+		if st, err := os.Stat(db); err != nil || st.Size() == 0 && !hasLog {
+			return err == nil, err // killed between making the file and writing its first page
+		}
 		if found, err = verifyPages(db); err != nil {
 			return false, err
 		}
