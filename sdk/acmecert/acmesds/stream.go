@@ -73,6 +73,8 @@ func serveStream[R any](s *Server, stream interface {
 				return err
 			}
 		case <-changed:
+		case <-ctx.Done(): // the reader may have ended without a word
+			return ctx.Err()
 		case err := <-failed:
 			if stream.Context().Err() != nil {
 				return stream.Context().Err()
