@@ -144,7 +144,9 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 		return nil
 	}
 	it.memo.claimed = secretKey
-	if !it.memo.tidied {
+	// While something is being issued the request is in use: it is looked at
+	// again afterwards.
+	if !it.memo.tidied && !c.Status.Is(Issuing) && c.Status.LastFailureTime == nil {
 		if err := s.tidy(ctx, c); err != nil {
 			return err
 		}
@@ -187,9 +189,6 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 // power failed.
 func (s *Scheduler) tidy(ctx context.Context, c *Certificate) error {
 	next := Key{c.Key().Namespace, c.Key().Name + nextSuffix}
-	if c.Status.Is(Issuing) || c.Status.LastFailureTime != nil {
-		return nil
-	}
 	left, err := s.secret(ctx, next)
 	if err != nil || left == nil || left.Annotations[annotationCertificate] != c.Metadata.Name {
 		return err

@@ -395,7 +395,12 @@ func TestKilledAgainAndAgain(t *testing.T) {
 				left++
 			}
 		}
-		if left == 0 {
+		// Of an issuance that was finished just before a kill: the next start tidies up.
+		requests, err := filepath.Glob(filepath.Join(s.dir, "state", "secrets", "shop", "*next-private-key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left += len(requests); left == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -414,10 +419,8 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		t.Errorf("the CA issued %d certificates for %d revisions", got, revisions)
 	}
 	t.Logf("%d kills, %d certificates issued for %d names", kills, s.issued(), len(names))
-	// The request of an issuance that ended just before a kill may stay until the
-	// certificate is examined again.
 	left, err := filepath.Glob(filepath.Join(s.dir, "state", "secrets", "shop", "*next-private-key"))
-	if err != nil || len(left) > 1 {
+	if err != nil || len(left) > 0 {
 		t.Errorf("left over: %v (%v)", left, err)
 	}
 }
