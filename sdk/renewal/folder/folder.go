@@ -103,12 +103,14 @@ func Open(cfg Config) (*Folder, error) {
 	return f, nil
 }
 
-// Lock implements renewal.Locker.
+// Lock implements renewal.Locker. Whoever gets the lock also tidies up what a
+// scheduler left that was killed.
 func (f *Folder) Lock() (io.Closer, error) {
 	l, err := lock(filepath.Join(f.cfg.State, "lock"), false)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; is another scheduler running?", f.cfg.State, err)
 	}
+	f.sweep()
 	return l, nil
 }
 

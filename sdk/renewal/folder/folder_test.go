@@ -3,9 +3,12 @@ package folder
 import (
 	"bytes"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +175,85 @@ func TestASecondSchedulerIsRefused(t *testing.T) {
 	} else {
 		l.Close()
 	}
+}
+
+// TestWhatAKilledSchedulerLeftIsTidiedUp: each step of a put or a delete may
+// have been the last.
+func TestWhatAKilledSchedulerLeftIsTidiedUp(t *testing.T) {
+	for name, c := range map[string]struct {
+		leave func(dir, version string) error
+		want  string // the key afterwards; "": the folder is gone
+	}{
+		"a delete that only took the data away": {func(dir, _ string) error { return os.Remove(filepath.Join(dir, dataLink)) }, ""},
+		"a put whose version nobody links to":   {func(dir, _ string) error { return os.Mkdir(filepath.Join(dir, "..NEXT"), 0o700) }, "k"},
+		"a link that was not renamed":           {func(dir, v string) error { return os.Symlink(v, filepath.Join(dir, "..link-X")) }, "k"},
+		"a value that is no more": {func(dir, _ string) error {
+			return os.Symlink(filepath.Join(dataLink, "old"), filepath.Join(dir, "old"))
+		}, "k"},
+		"nothing": {func(string, string) error { return nil }, "k"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			f := open(t, root, nil)
+			s := &renewal.Secret{Namespace: "a", Name: "b", Annotations: map[string]string{"x": "y"}, Data: map[string][]byte{renewal.TLSKey: []byte("k")}}
+			if err := f.PutSecret(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			dir := f.SecretDir("a", "b")
+			version, err := os.Readlink(filepath.Join(dir, dataLink))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.leave(dir, version); err != nil {
+				t.Fatal(err)
+			}
+			l, err := f.Lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			got, err := f.GetSecret(t.Context(), "a", "b")
+			if c.want == "" {
+				if _, statErr := os.Lstat(dir); !errors.Is(err, renewal.ErrNotFound) || !errors.Is(statErr, fs.ErrNotExist) {
+					t.Errorf("%v, %v", err, statErr)
+				}
+				return
+			}
+			if err != nil || string(got.Data[renewal.TLSKey]) != c.want || got.Annotations["x"] != "y" {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, e := range entries {
+				names = append(names, e.Name())
+			}
+			if want := []string{dataLink, version, renewal.TLSKey}; !slices.Equal(slices.Sorted(slices.Values(names)), slices.Sorted(slices.Values(want))) {
+				t.Errorf("left are %q, want %q", names, want)
+			}
+		})
+	}
+	t.Run("one that cannot be read is left alone", func(t *testing.T) {
+		root := t.TempDir()
+		f := open(t, root, nil)
+		dir := f.SecretDir("a", "b")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("..gone", filepath.Join(dir, dataLink)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := f.Lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if _, err := os.Lstat(filepath.Join(dir, dataLink)); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestAKubernetesMountChangesItsLinks: a ConfigMap is replaced by swapping one

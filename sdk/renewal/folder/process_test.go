@@ -203,6 +203,7 @@ func (s *site) start(takes, drain time.Duration) *process {
 	}
 	s.t.Cleanup(func() {
 		p.Process.Kill()
+		p.Wait() // of one that has ended, an error; its log is whole either way
 		if s.t.Failed() {
 			s.t.Log(p.log.String())
 		}

@@ -116,20 +116,55 @@ func (f *Folder) PutSecret(_ context.Context, s *renewal.Secret) error {
 	if err := relink(dir, dataLink, version); err != nil {
 		return err
 	}
+	return prune(dir, version)
+}
+
+// prune removes older versions and values that are no more.
+func prune(dir, version string) error {
+	values, err := os.ReadDir(filepath.Join(dir, version))
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{dataLink: true, version: true}
+	for _, v := range values {
+		keep[v.Name()] = v.Name() != metaFile
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	for _, e := range entries { // older versions, and values that are no more
-		name := e.Name()
-		if _, is := s.Data[name]; is || name == version || name == dataLink {
+	for _, e := range entries {
+		if keep[e.Name()] {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
 	return syncDir(dir)
+}
+
+// sweep finishes what a process that was killed had begun to put or to delete,
+// so that no key stays that nobody knows of. Only the owner of the lock may.
+func (f *Folder) sweep() {
+	root := filepath.Join(f.cfg.State, "secrets")
+	secrets, err := fs.Glob(os.DirFS(root), "*/*")
+	if err != nil {
+		f.log.Error("cannot tidy up", "folder", root, "error", err)
+	}
+	for _, name := range secrets {
+		dir := filepath.Join(root, name)
+		link, err := os.Readlink(filepath.Join(dir, dataLink))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = os.RemoveAll(dir)
+		case err == nil:
+			err = prune(dir, filepath.Base(link))
+		}
+		if err != nil {
+			f.log.Error("cannot tidy up a secret; it is left as it is", "folder", dir, "error", err)
+		}
+	}
 }
 
 func fillVersion(dir string, s *renewal.Secret) error {
