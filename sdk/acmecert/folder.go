@@ -2,8 +2,6 @@ package acmecert
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +15,7 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/legation-io/legation/sdk/acmecert/internal/sealing"
+	"github.com/legation-io/legation/sdk/internal/durable"
 )
 
 // FolderConfig says where an encrypted folder is and what opens it.
@@ -136,7 +135,7 @@ func (f *Folder) Store(ctx context.Context, key string, value []byte) error {
 	if err := f.makeFolders(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
-	if err := replaceFile(path+fileSuffix, sealed); err != nil {
+	if err := durable.Replace(path+fileSuffix, sealed); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
 	return nil
@@ -157,47 +156,7 @@ func (f *Folder) makeFolders(dir string) error {
 	if err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(dir))
-}
-
-// replaceFile writes a file so that after a crash the old or the new content
-// is there, whole.
-func replaceFile(path string, content []byte) (err error) {
-	var unique [8]byte
-	_, _ = rand.Read(unique[:]) // never fails (crypto/rand)
-	temporary := filepath.Join(filepath.Dir(path), ".new-"+hex.EncodeToString(unique[:]))
-	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			file.Close()
-			os.Remove(temporary)
-		}
-	}()
-	if _, err = file.Write(content); err != nil {
-		return err
-	}
-	if err = file.Sync(); err != nil {
-		return err
-	}
-	if err = file.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(temporary, path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(filepath.Dir(dir))
 }
 
 // Load implements Storage.
@@ -240,7 +199,7 @@ func (f *Folder) Delete(_ context.Context, key string) error {
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)
 	}
-	err = syncFolder(filepath.Dir(path))
+	err = durable.SyncDir(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -40,6 +40,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
 )
 
@@ -304,7 +305,7 @@ func (f *Folder) writeStatus(c *renewal.Certificate) error {
 	if err != nil {
 		return err
 	}
-	return write(f.statusFile(c.Key()), raw)
+	return durable.Replace(f.statusFile(c.Key()), raw)
 }
 
 // declared reports whether a certificate is.

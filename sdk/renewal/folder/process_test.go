@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/legation-io/legation/sdk/drain"
+	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
 	"github.com/legation-io/legation/sdk/renewal/storetest"
 )
@@ -99,13 +100,13 @@ func (ca *diskCA) Issue(ctx context.Context, r *renewal.Request) (*renewal.Issue
 		return nil, err
 	}
 	aside := filepath.Join(filepath.Dir(ca.dir), rand.Text())
-	if err := create(aside, raw); err != nil {
+	if err := durable.Create(aside, raw); err != nil {
 		return nil, err
 	}
 	if err := os.Link(aside, filepath.Join(ca.dir, r.ID)); err != nil { // fails when it exists
 		return nil, renewal.Permanent("issued twice: %w", err)
 	}
-	if err := syncDir(ca.dir); err != nil {
+	if err := durable.SyncDir(ca.dir); err != nil {
 		return nil, err
 	}
 	fmt.Println("issued", r.Certificate)

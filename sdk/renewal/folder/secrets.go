@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
 )
 
@@ -141,7 +142,7 @@ func prune(dir, version string) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // sweep finishes what a process that was killed had begun to put or to delete,
@@ -175,18 +176,18 @@ func fillVersion(dir string, s *renewal.Secret) error {
 	if err != nil {
 		return err
 	}
-	if err := create(filepath.Join(dir, metaFile), m); err != nil {
+	if err := durable.Create(filepath.Join(dir, metaFile), m); err != nil {
 		return err
 	}
 	for name, value := range s.Data {
 		if name == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\\") {
 			return fmt.Errorf("%q is no name of a value", name)
 		}
-		if err := create(filepath.Join(dir, name), value); err != nil {
+		if err := durable.Create(filepath.Join(dir, name), value); err != nil {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // relink makes or replaces a symbolic link in one step.
@@ -199,7 +200,7 @@ func relink(dir, name, target string) error {
 		os.Remove(aside)
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // DeleteSecret implements renewal.Store.
@@ -214,7 +215,7 @@ func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := durable.SyncDir(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -237,40 +238,4 @@ func readAtMost(path string, most int64) ([]byte, error) {
 		err = fmt.Errorf("%s has more than %d bytes", path, most)
 	}
 	return raw, err
-}
-
-// create writes a new file that only its owner can read, durably.
-func create(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// write replaces a file in one step, durably.
-func write(path string, data []byte) error {
-	aside := filepath.Join(filepath.Dir(path), ".new-"+rand.Text())
-	err := create(aside, data)
-	if err == nil {
-		err = os.Rename(aside, path)
-	}
-	if err != nil {
-		os.Remove(aside)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

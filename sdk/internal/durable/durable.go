@@ -1,0 +1,49 @@
+// Package durable writes files that are whole after a crash or a power cut:
+// the old content or the new. Only their owner can read them.
+package durable
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// Create writes a file that is not there yet, and syncs it; its name is
+// durable only after SyncDir.
+func Create(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// Replace writes a file in one step: aside, then renamed. After an error the
+// old content is there, or, when only the folder could not be synced, the new.
+// A process that is killed may leave a file ".new-…" beside it.
+func Replace(path string, data []byte) error {
+	next := filepath.Join(filepath.Dir(path), ".new-"+rand.Text())
+	err := Create(next, data)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		os.Remove(next)
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// SyncDir makes the names in a folder durable.
+func SyncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
