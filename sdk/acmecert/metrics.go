@@ -29,12 +29,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	}
 	var problems []error
 	for _, c := range []prometheus.Collector{m.orders, m.took, m.requests, m.notAfter, m.staples} {
-		if err := r.Register(c); err != nil {
-			problems = append(problems, err)
-		}
+		problems = append(problems, r.Register(c))
 	}
-	if len(problems) > 0 {
-		return nil, fmt.Errorf("acmecert: Registerer (wrap it with a label per Manager where there are several): %w", errors.Join(problems...))
+	if err := errors.Join(problems...); err != nil {
+		return nil, fmt.Errorf("acmecert: Registerer (wrap it with a label per Manager where there are several): %w", err)
 	}
 	return m, nil
 }

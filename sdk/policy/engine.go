@@ -106,7 +106,7 @@ func NewEngine(c Config) *Engine {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	e := &Engine{config: c, id: newEngineID(), began: time.Now(), metrics: newEngineMetrics(c.Registerer), log: newDecisionLog(c)}
+	e := &Engine{config: c, id: newEngineID(), began: time.Now(), metrics: newEngineMetrics(c.Registerer, c.Logger), log: newDecisionLog(c)}
 	e.slow.part = c.SlowShare
 	e.state.Store(&state{changed: make(chan struct{})})
 	return e

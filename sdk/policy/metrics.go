@@ -1,9 +1,11 @@
 package policy
 
 import (
-	"errors"
+	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/legation-io/legation/sdk/internal/metric"
 )
 
 type engineMetrics struct {
@@ -14,19 +16,19 @@ type engineMetrics struct {
 	throttled prometheus.Counter
 }
 
-func newEngineMetrics(r prometheus.Registerer) *engineMetrics {
-	decisions := register(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_policy_decisions_total",
+func newEngineMetrics(r prometheus.Registerer, log *slog.Logger) *engineMetrics {
+	decisions := shared(r, log, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_policy_decisions_total",
 		Help: "Decisions by outcome and cause."}, []string{"decision", "cause"}))
 	m := &engineMetrics{
 		byCause: map[Cause]prometheus.Counter{},
-		seconds: register(r, prometheus.NewHistogram(prometheus.HistogramOpts{Name: "legation_policy_decision_seconds",
+		seconds: shared(r, log, prometheus.NewHistogram(prometheus.HistogramOpts{Name: "legation_policy_decision_seconds",
 			Help:    "How long policies took to decide.",
 			Buckets: []float64{5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 2.5e-3, 1e-2, 0.1}})),
-		loads: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_policy_loads_total",
+		loads: shared(r, log, prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_policy_loads_total",
 			Help: "Policies loaded, refused or found unchanged, by source."}, []string{"source", "result"})),
-		loaded: register(r, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_policy_loaded",
+		loaded: shared(r, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_policy_loaded",
 			Help: "1 while a policy is in force, 0 while it was refused and has no predecessor."}, []string{"policy"})),
-		throttled: register(r, prometheus.NewCounter(prometheus.CounterOpts{Name: "legation_policy_throttled_total",
+		throttled: shared(r, log, prometheus.NewCounter(prometheus.CounterOpts{Name: "legation_policy_throttled_total",
 			Help: "Evaluations cut short because slow ones had used up their share."})),
 	}
 	for _, c := range causes {
@@ -39,18 +41,12 @@ func newEngineMetrics(r prometheus.Registerer) *engineMetrics {
 	return m
 }
 
-// register shares the collector of another engine in the same registry.
-func register[C prometheus.Collector](r prometheus.Registerer, c C) C {
-	if r == nil {
-		return c
-	}
-	if err := r.Register(c); err != nil {
-		var have prometheus.AlreadyRegisteredError
-		if errors.As(err, &have) {
-			if same, ok := have.ExistingCollector.(C); ok {
-				return same
-			}
-		}
+// shared is the collector of another engine in the same registry, if there is
+// one.
+func shared[C prometheus.Collector](r prometheus.Registerer, log *slog.Logger, c C) C {
+	c, err := metric.Shared(r, c)
+	if err != nil {
+		log.Error("a metric of policies is not exported", "error", err)
 	}
 	return c
 }

@@ -1,9 +1,9 @@
 package propagation
 
 import (
-	"errors"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/legation-io/legation/sdk/internal/metric"
 )
 
 // metrics are shared by everything that is given one Registerer.
@@ -13,27 +13,20 @@ type metrics struct {
 	chain, cached prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		requests: counter(r, "legation_propagation_requests_total", "Requests by how their caller is known (chain, connection, edge), or why they were refused."),
-		tokens:   counter(r, "legation_propagation_tokens_total", "Tokens for outgoing calls: cached, signed, stale (signing failed, the old one still holds), unlinked (the chain had to begin anew), failed."),
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	requests, err := counter(r, "legation_propagation_requests_total", "Requests by how their caller is known (chain, connection, edge), or why they were refused.")
+	if err != nil {
+		return nil, err
 	}
-	m.chain, m.cached = m.requests.WithLabelValues("chain"), m.tokens.WithLabelValues("cached")
-	return m
+	tokens, err := counter(r, "legation_propagation_tokens_total", "Tokens for outgoing calls: cached, signed, stale (signing failed, the old one still holds), unlinked (the chain had to begin anew), failed.")
+	if err != nil {
+		return nil, err
+	}
+	return &metrics{requests, tokens, requests.WithLabelValues("chain"), tokens.WithLabelValues("cached")}, nil
 }
 
-func counter(r prometheus.Registerer, name, help string) *prometheus.CounterVec {
-	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"result"})
-	if r == nil {
-		return c
-	}
-	var already prometheus.AlreadyRegisteredError
-	if err := r.Register(c); errors.As(err, &already) {
-		if same, ok := already.ExistingCollector.(*prometheus.CounterVec); ok {
-			return same
-		}
-	}
-	return c
+func counter(r prometheus.Registerer, name, help string) (*prometheus.CounterVec, error) {
+	return metric.Shared(r, prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"result"}))
 }
 
 func (m *metrics) request(result string) { m.requests.WithLabelValues(result).Inc() }

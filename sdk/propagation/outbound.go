@@ -88,7 +88,11 @@ func NewOutbound(c Config) (*Outbound, error) {
 	if c.MaxTokens <= 0 {
 		c.MaxTokens = defaultMaxTokens
 	}
-	return &Outbound{config: c, metrics: newMetrics(c.Registerer)}, nil
+	m, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("propagation.Config: Registerer: %w", err)
+	}
+	return &Outbound{config: c, metrics: m}, nil
 }
 
 // Header returns what a call to one workload carries in x-workload-identity:

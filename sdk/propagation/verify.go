@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -51,10 +52,14 @@ func NewInbound(c Config) (*Inbound, error) {
 	if c.Mode != Edge && c.Keys == nil {
 		return nil, errors.New("propagation.Config: Keys is not set: no token could be verified; use sdk/propagation/tokens")
 	}
+	m, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("propagation.Config: Registerer: %w", err)
+	}
 	return &Inbound{
 		config:   c,
 		verifier: jwtcheck.New(jwtcheck.Config{MaxBytes: c.MaxBytes, Now: c.Now}),
-		metrics:  newMetrics(c.Registerer),
+		metrics:  m,
 	}, nil
 }
 

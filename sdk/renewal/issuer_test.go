@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestWhatTheIssuerSaysAboutTryingAgain(t *testing.T) {
@@ -169,4 +171,23 @@ func TestTheCAsOwnEndCausesNoLoop(t *testing.T) {
 		}
 		w.stop()
 	})
+}
+
+func TestASecondSchedulerOnOneRegistryNeedsALabel(t *testing.T) {
+	r := prometheus.NewRegistry()
+	start := func(r prometheus.Registerer) error {
+		store, err := NewMemory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = New(Config{Store: store, Issuers: Static(nil), Registerer: r})
+		return err
+	}
+	one, two := prometheus.WrapRegistererWith(prometheus.Labels{"scheduler": "one"}, r), prometheus.WrapRegistererWith(prometheus.Labels{"scheduler": "two"}, r)
+	if err := errors.Join(start(one), start(two)); err != nil {
+		t.Error(err)
+	}
+	if err := start(two); err == nil || !strings.Contains(err.Error(), "a label per Scheduler") {
+		t.Errorf("without: %v", err)
+	}
 }

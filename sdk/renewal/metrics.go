@@ -1,10 +1,11 @@
 package renewal
 
 import (
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
@@ -14,27 +15,38 @@ type metrics struct {
 	depth, running, swept  prometheus.Gauge
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	f := promauto.With(r)
+// newMetrics registers the metrics; one Scheduler per registry.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	of := []string{"namespace", "name", "issuer"}
-	return &metrics{
-		expires: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_expiry_timestamp_seconds",
+	m := &metrics{
+		expires: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_expiry_timestamp_seconds",
 			Help: "When a certificate ends, Unix time."}, of),
-		renews: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_renewal_timestamp_seconds",
+		renews: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_renewal_timestamp_seconds",
 			Help: "When a certificate is next renewed, Unix time."}, of),
-		ready: f.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_ready",
+		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_certificate_ready",
 			Help: "1 while a certificate is Ready: valid now, with its key, as its spec asks."}, of),
-		issuances: f.NewCounterVec(prometheus.CounterOpts{Name: "legation_certificate_issuances_total",
+		issuances: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_certificate_issuances_total",
 			Help: "Certificates asked for, by issuer and result (issued, temporary, permanent, cancelled)."}, []string{"issuer", "result"}),
-		seconds: f.NewHistogramVec(prometheus.HistogramOpts{Name: "legation_certificate_issue_seconds",
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "legation_certificate_issue_seconds",
 			Help: "Time from asking an issuer to its answer.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 11)}, []string{"issuer"}),
-		depth: f.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_queue_depth",
+		depth: prometheus.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_queue_depth",
 			Help: "Certificates that are due and wait for a place."}),
-		running: f.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_running",
+		running: prometheus.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_running",
 			Help: "Certificates being issued."}),
-		swept: f.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_sweep_timestamp_seconds",
+		swept: prometheus.NewGauge(prometheus.GaugeOpts{Name: "legation_renewal_sweep_timestamp_seconds",
 			Help: "When all certificates were last looked at, Unix time."}),
 	}
+	if r == nil {
+		return m, nil
+	}
+	var problems []error
+	for _, c := range []prometheus.Collector{m.expires, m.renews, m.ready, m.issuances, m.seconds, m.depth, m.running, m.swept} {
+		problems = append(problems, r.Register(c))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, fmt.Errorf("renewal: Registerer (wrap it with a label per Scheduler where there are several): %w", err)
+	}
+	return m, nil
 }
 
 // tell sets what is known of one certificate.

@@ -164,8 +164,12 @@ func New(cfg Config) (*Scheduler, error) {
 	if now := cfg.Now; now == nil {
 		cfg.Now = func() time.Time { return time.Now().Round(0) }
 	}
+	counted, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
 	s := &Scheduler{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), planner: newPlanner(),
+		cfg: cfg, log: cfg.Logger, metrics: counted, planner: newPlanner(),
 		wake: make(chan struct{}, 1), pending: make(map[Key]bool), claims: make(map[Key]Key),
 	}
 	s.filter.Store(&matcher{})

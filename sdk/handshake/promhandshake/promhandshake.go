@@ -15,12 +15,11 @@ package promhandshake
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/legation-io/legation/sdk/handshake"
+	"github.com/legation-io/legation/sdk/internal/metric"
 )
 
 // Hook returns a hook that counts into r; nil counts where nobody looks. Calling
@@ -37,10 +36,10 @@ func Hook(r prometheus.Registerer) (handshake.Hook, error) {
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 	}, []string{"side", "result"})
 	var err error
-	if failed, err = register(r, failed); err != nil {
+	if failed, err = metric.Shared(r, failed); err != nil {
 		return nil, err
 	}
-	if took, err = register(r, took); err != nil {
+	if took, err = metric.Shared(r, took); err != nil {
 		return nil, err
 	}
 	ok := map[handshake.Side]prometheus.Observer{}
@@ -67,21 +66,4 @@ func Hook(r prometheus.Registerer) (handshake.Hook, error) {
 			took.WithLabelValues(string(event.Side), "failed").Observe(event.Duration.Seconds())
 		}
 	}, nil
-}
-
-// register returns the metric that r has, if it had it before.
-func register[C prometheus.Collector](r prometheus.Registerer, c C) (C, error) {
-	if r == nil {
-		return c, nil
-	}
-	err := r.Register(c)
-	if before, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
-		if same, ok := before.ExistingCollector.(C); ok {
-			return same, nil
-		}
-	}
-	if err != nil {
-		return c, fmt.Errorf("register the metrics of TLS handshakes: %w", err)
-	}
-	return c, nil
 }

@@ -73,6 +73,8 @@ var may = map[string][]string{
 	"acmecert/acmesds":     union(grpc, metrics, []string{"envoy"}),
 	"acmecert/objectstore": union(grpc, metrics, []string{"certmagic", "jose"}),
 
+	"internal/metric": metrics,
+
 	"examples/hello-mtls": {"http"},
 }
 
