@@ -129,13 +129,18 @@ func (p *pairs) Exists(ctx context.Context, key string) bool {
 	return err == nil || !errors.Is(err, fs.ErrNotExist)
 }
 
-// Delete implements Storage.
+// Delete implements Storage. Of a pair certmagic takes back the parts that it
+// wrote before one that could not be stored: nothing of them was, and what lies
+// there is the certificate before.
 func (p *pairs) Delete(ctx context.Context, key string) error {
 	at, _, ok := part(key)
 	if !ok {
 		return p.Storage.Delete(ctx, key)
 	}
-	return p.Storage.Delete(ctx, at)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.writing, at)
+	return nil
 }
 
 // Stat implements Storage.
