@@ -54,6 +54,7 @@ type testCA struct {
 	key         *ecdsa.PrivateKey
 	certificate *x509.Certificate
 	serial      int64
+	last        *x509.Certificate // that was signed
 }
 
 func newTestCA(t testing.TB) *testCA {
@@ -102,6 +103,7 @@ func (ca *testCA) sign(key crypto.PublicKey, change func(*x509.Certificate), nam
 	if err != nil {
 		ca.t.Fatal(err)
 	}
+	ca.last = leaf
 	return leaf
 }
 

@@ -33,7 +33,7 @@ type domainState struct {
 	loadedPEM string // what certificate was made of
 	stapleEnd time.Time
 	revoked   string // serial that OCSP says is revoked
-	// revocations in a row, of one certificate after the other.
+	// How many certificates in a row were revoked.
 	revocations int
 }
 
@@ -67,9 +67,11 @@ func (m *Manager) step(ctx context.Context, magic *certmagic.Config, d *domainSt
 	now := m.config.Now()
 	if !now.Before(d.reloadAt) {
 		d.reloadAt = now.Add(spread(m.config.ReloadEvery))
-		if err := m.reload(ctx, d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := m.reload(ctx, d)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			m.unreadable(ctx, d, err)
-			return d.reloadAt
+		} else if due, _ := m.due(d); !due {
+			m.note(d, func() { d.err = nil })
 		}
 	}
 	m.askWhen(ctx, d)
@@ -277,14 +279,25 @@ func (m *Manager) order(ctx context.Context, magic *certmagic.Config, d *domainS
 	return m.reload(ctx, d)
 }
 
+// postponedLocked makes the next attempt not before a time; what was put off for
+// longer, by the CA's word, stays so.
+func (d *domainState) postponedLocked(at time.Time) {
+	if at.After(d.nextTry) {
+		d.nextTry = at
+	}
+}
+
 // unreadable notes that the Storage does not give the certificate; nothing is
-// ordered over what cannot be read.
+// ordered over what cannot be read, until it is looked at again.
 func (m *Manager) unreadable(ctx context.Context, d *domainState, err error) {
 	if ctx.Err() != nil {
 		return
 	}
 	d.reloadAt = m.config.Now().Add(spread(min(m.config.RetryAfter, m.config.ReloadEvery)))
-	m.note(d, func() { d.err, d.nextTry = fmt.Errorf("load the certificate: %w", err), d.reloadAt })
+	m.note(d, func() {
+		d.err = fmt.Errorf("load the certificate: %w", err)
+		d.postponedLocked(d.reloadAt)
+	})
 	m.log.Error("the stored certificate cannot be used", "domain", d.name, "next_try", d.reloadAt, "error", err)
 }
 

@@ -136,11 +136,14 @@ func (m *Manager) staple(ctx context.Context, d *domainState) {
 			m.restaple(d, der)
 		}
 	case ocsp.Revoked:
+		m.restaple(d, nil)
+		if d.revoked == serial(c.Leaf) {
+			return // another is being ordered since it was first said
+		}
 		m.log.Error("the CA has revoked the certificate: another with a new key is ordered", "domain", d.name, "serial", serial(c.Leaf), "revoked_at", response.RevokedAt)
 		d.revoked = serial(c.Leaf)
-		m.restaple(d, nil)
 		if d.revocations++; d.revocations > 1 { // a CA that revokes what it issues is not asked without pause
-			m.note(d, func() { d.nextTry = now.Add(m.backoff(d.revocations - 1)) })
+			m.note(d, func() { d.postponedLocked(now.Add(m.backoff(d.revocations - 1))) })
 		}
 	default:
 		m.restaple(d, nil)
