@@ -36,7 +36,8 @@ type Config struct {
 	AllowHosts []string
 	// Ports beside those of Allow and AllowHosts; nil is 80 and 443.
 	Ports []uint16
-	// DialTimeout ends one connection attempt; zero is 5 s.
+	// DialTimeout ends a look-up of a name, and one connection attempt; zero is
+	// 5 s.
 	DialTimeout time.Duration
 	// Resolve finds the addresses of a name; nil is net.DefaultResolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -160,6 +161,8 @@ func (g *Guard) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	if last := name[strings.LastIndexByte(name, '.')+1:]; last == "" || strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {
 		return nil, &Refused{Host: host, Why: "it is neither a host name nor an address in the usual spelling"}
 	}
+	ctx, cancel := context.WithTimeout(ctx, g.config.DialTimeout)
+	defer cancel()
 	addrs, err := g.config.Resolve(ctx, host)
 	if err != nil {
 		return nil, fmt.Errorf("resolving %.128q: %w", host, err)

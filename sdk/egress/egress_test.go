@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -131,6 +132,24 @@ func TestA08TheAddressLookedAtIsTheOneDialled(t *testing.T) {
 	if _, err := g.DialContext(t.Context(), "tcp", "rebind.example:80"); !errors.As(err, &refused) || refused.Addr.String() != "127.0.0.1" {
 		t.Fatalf("the second time: %v", err)
 	}
+}
+
+// TestALookUpEnds, also for a caller without a deadline: net/http dials with
+// none of its request's.
+func TestALookUpEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := New(Config{Resolve: func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := g.DialContext(t.Context(), "tcp", "hangs.example:80"); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 5*time.Second {
+			t.Errorf("after %s: %v", time.Since(start), err)
+		}
+	})
 }
 
 // TestA08NoRedirectIsFollowed, and no proxy of the environment is used.
