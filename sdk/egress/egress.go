@@ -257,7 +257,8 @@ func (g *Guard) Client(timeout time.Duration) *http.Client {
 		Timeout: timeout,
 		Transport: &http.Transport{
 			DialContext: g.DialContext, DisableKeepAlives: true, DisableCompression: true,
-			MaxResponseHeaderBytes: 16 << 10, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
+			MaxResponseHeaderBytes: 16 << 10,
+			TLSHandshakeTimeout:    timeout, // a dial does not end with the request
 		},
 		CheckRedirect: func(r *http.Request, _ []*http.Request) error {
 			return &Refused{Host: r.URL.Host, Why: "the answer was a redirect, and none is followed"}

@@ -161,7 +161,7 @@ func TestA08NoRedirectIsFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	reached := make(chan string, 4)
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		reached <- r.URL.Path
 		if r.URL.Path == "/go" {
 			http.Redirect(w, r, "/secret", http.StatusFound)
@@ -176,7 +176,7 @@ func TestA08NoRedirectIsFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := g.Client(5 * time.Second)
+	client := g.Client(time.Minute)
 	if r, err := client.Get(fmt.Sprintf("http://%s/plain", listener.Addr())); err != nil {
 		t.Fatal(err)
 	} else {
