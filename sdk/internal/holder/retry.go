@@ -6,14 +6,6 @@ import (
 	"time"
 )
 
-// Retry delays unless configured: a random time between minDelay and a ceiling
-// that doubles from firstCeiling to lastCeiling.
-const (
-	minDelay     = 50 * time.Millisecond
-	firstCeiling = 250 * time.Millisecond
-	lastCeiling  = 10 * time.Second
-)
-
 // Backoff bounds the waits between attempts to reach the Workload API: each
 // is a random time between Min and a ceiling that doubles, from five times
 // Min up to Max, and starts again from the bottom after every answer.
@@ -35,14 +27,14 @@ func (r *Retry) Reset() { r.ceiling = 0 }
 func (r *Retry) Next() time.Duration {
 	low, high := r.Backoff.Min, r.Backoff.Max
 	if low <= 0 {
-		low = minDelay
+		low = 50 * time.Millisecond
 	}
 	if high <= 0 {
-		high = lastCeiling
+		high = 10 * time.Second
 	}
 	high = max(low, high)
 	if r.ceiling == 0 {
-		r.ceiling = min(high, low*firstCeiling/minDelay)
+		r.ceiling = min(high, 5*low)
 	}
 	delay := min(high, low+rand.N(r.ceiling))
 	r.ceiling = min(2*r.ceiling, high)
