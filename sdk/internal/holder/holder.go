@@ -5,6 +5,7 @@
 package holder
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -91,12 +92,16 @@ type Holder struct {
 	p      Params
 	memory identity.Memory
 
-	mu     sync.Mutex // guards what follows
+	answer sync.Mutex // one at a time, taken before mu; guards what follows
+	crls   [][]byte   // of the last answer
+	good   [][]byte   // of the last answer in which every list could be read
+	lists  *chaincheck.CRLSet
+
+	mu     sync.Mutex // guards what follows; not held while Pick or Log is called
+	said   []func()   // logged when mu is free
 	status Status
 	lost   time.Time // since when there is no good answer; zero while there is
 	trust  *chaincheck.Trust
-	crls   [][]byte // of the last answer
-	good   [][]byte // of the last answer in which every list could be read
 	cert   *tls.Certificate
 	id     spiffeid.ID
 	end    time.Time // of cert, with the monotonic reading
@@ -124,15 +129,36 @@ func (h *Holder) Status() Status {
 	return h.status
 }
 
+// unlock logs what was said under the lock: a handler of logs may be slow, or
+// ask us something.
+func (h *Holder) unlock() {
+	said := h.said
+	h.said = nil
+	h.mu.Unlock()
+	for _, say := range said {
+		say()
+	}
+}
+
+func (h *Holder) sayLocked(level slog.Level, text string, attrs ...any) {
+	h.said = append(h.said, func() { h.p.Log.Log(context.Background(), level, text, attrs...) })
+}
+
 // Updated takes a new answer in.
 func (h *Holder) Updated(a *Answer) {
+	h.answer.Lock()
+	defer h.answer.Unlock()
+	crls, dropped := h.readLists(a.CRLs)
+	picked, err := h.pick(a.SVIDs)
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	now := h.p.Now()
 	h.status.Answers++
 	h.status.Answered = now
-	h.believeLocked(a)
-	picked, err := h.pick(a.SVIDs)
+	if dropped != nil {
+		h.droppedLocked("crl", dropped)
+	}
+	h.believeLocked(a.Roots, crls)
 	if err != nil {
 		// The answer still says whom to believe. What was ours is kept until
 		// it ends, as with an agent that is away.
@@ -209,10 +235,10 @@ func (h *Holder) judgeClockLocked(now time.Time) {
 	}
 	h.status.Clock = why
 	if why == "" {
-		h.p.Log.Info("the clock agrees with the certificate again", "spiffe_id", h.id.String(), "now", now.UTC())
+		h.sayLocked(slog.LevelInfo, "the clock agrees with the certificate again", "spiffe_id", h.id.String(), "now", now.UTC())
 		return
 	}
-	h.p.Log.Warn("this machine's clock seems to be "+why+": the certificate that it was just given is not valid at this time; it is presented all the same. Set the clock (NTP)",
+	h.sayLocked(slog.LevelWarn, "this machine's clock seems to be "+why+": the certificate that it was just given is not valid at this time; it is presented all the same. Set the clock (NTP)",
 		"spiffe_id", h.id.String(), "not_before", h.cert.Leaf.NotBefore.UTC(), "not_after", h.cert.Leaf.NotAfter.UTC(), "now", now.UTC())
 }
 
@@ -230,7 +256,7 @@ func (h *Holder) publishLocked() {
 // Became takes a new state in; Current is Updated's to say.
 func (h *Holder) Became(s State, err error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	if s != Current {
 		h.becomeLocked(s, err)
 	}
@@ -240,13 +266,13 @@ func (h *Holder) Became(s State, err error) {
 // out, and says so.
 func (h *Holder) Dropped(what string, err error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	h.droppedLocked(what, err)
 }
 
 func (h *Holder) droppedLocked(what string, err error) {
 	h.status.Malformed++
-	h.p.Log.Error("the Workload API sent what makes no sense; the last good answer stays", "workload_api", h.p.Name, "what", what, "error", err)
+	h.sayLocked(slog.LevelError, "the Workload API sent what makes no sense; the last good answer stays", "workload_api", h.p.Name, "what", what, "error", err)
 }
 
 // becomeLocked says a change of state once.
@@ -258,9 +284,9 @@ func (h *Holder) becomeLocked(s State, err error) {
 		h.status.State, h.status.Since = s, h.p.Now()
 		switch {
 		case s == Current:
-			h.p.Log.Info("the Workload API has our identity", "workload_api", h.p.Name, "spiffe_id", h.id.String(), "not_after", h.status.NotAfter.UTC(), "was", was)
+			h.sayLocked(slog.LevelInfo, "the Workload API has our identity", "workload_api", h.p.Name, "spiffe_id", h.id.String(), "not_after", h.status.NotAfter.UTC(), "was", was)
 		case s != Connecting:
-			h.p.Log.Warn("the Workload API has nothing for us", "workload_api", h.p.Name, "state", s, "error", err, "still_served", h.servedLocked())
+			h.sayLocked(slog.LevelWarn, "the Workload API has nothing for us", "workload_api", h.p.Name, "state", s, "error", err, "still_served", h.servedLocked())
 		}
 	}
 	switch {
@@ -284,7 +310,7 @@ func (h *Holder) servedLocked() string {
 // Check ends what has ended, and says when to call it again.
 func (h *Holder) Check() time.Duration {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	now := h.p.Now()
 	next := recheck
 	if h.gated && !h.gate.IsZero() {
@@ -308,7 +334,7 @@ func (h *Holder) Check() time.Duration {
 		since = h.status.Answered
 	}
 	err := &identity.Ended{Source: h.p.Name, ID: h.id, NotAfter: h.cert.Leaf.NotAfter, Since: since, Err: h.status.Err}
-	h.p.Log.Error("this process has no valid certificate any more", "workload_api", h.p.Name, "state", h.status.State, "error", err)
+	h.sayLocked(slog.LevelError, "this process has no valid certificate any more", "workload_api", h.p.Name, "state", h.status.State, "error", err)
 	h.status.ID, h.status.NotAfter = spiffeid.ID{}, time.Time{}
 	h.memory.Fail(err)
 	return next

@@ -2,6 +2,7 @@ package holder_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -346,5 +347,56 @@ func TestTheIdentityIsChosen(t *testing.T) {
 				t.Error("the certificate is not kept with the newer trust")
 			}
 		})
+	}
+}
+
+// TestWhoIsCalledMayAskBack: a handler of logs that adds how the identity
+// stands, and a Pick that looks at it.
+func TestWhoIsCalledMayAskBack(t *testing.T) {
+	var w *world
+	asked := 0
+	w = newWorld(t, func(p *holder.Params) {
+		p.Pick = func(all []*x509svid.SVID) *x509svid.SVID {
+			asked++
+			w.Status()
+			return all[0]
+		}
+		p.Log = slog.New(asks{p.Log.Handler(), func() { asked++; w.Status() }})
+	})
+	cert := w.cert("/a")
+	w.Became(holder.Unavailable, errors.New("connection refused"))
+	w.Updated(w.answer(cert))
+	w.Denied([]holder.Revocation{{SPIFFEID: "not an ID"}})
+	w.NotOffered()
+	w.Dropped("jwt", errors.New("junk"))
+	w.now = cert.Leaf.NotAfter
+	w.Check()
+	if asked != 7 {
+		t.Errorf("asked %d times:\n%s", asked, w.log)
+	}
+}
+
+type asks struct {
+	slog.Handler
+	back func()
+}
+
+func (a asks) Handle(ctx context.Context, r slog.Record) error {
+	a.back()
+	return a.Handler.Handle(ctx, r)
+}
+
+func TestManyRevocationsThatMakeNoSenseAreToldInFewLines(t *testing.T) {
+	w := newWorld(t, nil)
+	w.Denied(make([]holder.Revocation, 10))
+	w.logged(0, "makes no sense")
+	all := []holder.Revocation{{SPIFFEID: "spiffe://example.org/a"}}
+	for range 1000 {
+		all = append(all, holder.Revocation{SPIFFEID: "no ID", Serials: []string{"no serial"}})
+	}
+	w.Denied(all)
+	w.logged(18, "makes no sense") // 16 and how many more, and what NewDenySet says
+	if n := w.Status().Denials; n != 1 {
+		t.Errorf("%d denials", n)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -13,31 +14,37 @@ import (
 	"github.com/legation-io/legation/sdk/chaincheck"
 )
 
-// believeLocked takes roots and lists in. What did not change keeps its
-// pointers, so that verdicts cached by them live on, and lists are parsed once.
-func (h *Holder) believeLocked(a *Answer) {
-	old := h.heldLocked()
-	roots, crls := old.Roots, old.CRLs
-	if roots == nil || !maps.EqualFunc(roots, a.Roots, sameRoots) {
-		roots = make(chaincheck.Roots, len(a.Roots))
-		for domain, fresh := range a.Roots {
-			if held := old.Roots[domain]; held != nil && sameRoots(held, fresh) {
-				fresh = held
-			}
-			roots[domain] = fresh
-		}
+// readLists parses lists that are not those of the last answer, once, and
+// returns what could not be read.
+func (h *Holder) readLists(ders [][]byte) (*chaincheck.CRLSet, error) {
+	if h.lists != nil && slices.EqualFunc(h.crls, ders, bytes.Equal) {
+		return h.lists, nil
 	}
-	if crls == nil || !slices.EqualFunc(h.crls, a.CRLs, bytes.Equal) {
-		fresh, err := chaincheck.NewCRLSet(a.CRLs)
-		if err == nil {
-			h.good = a.CRLs
-		} else {
-			h.droppedLocked("crl", err)
-			// Of an issuer whose new list cannot be read the last one stays:
-			// the highest number decides.
-			fresh, _ = chaincheck.NewCRLSet(slices.Concat(a.CRLs, h.good))
+	set, err := chaincheck.NewCRLSet(ders)
+	if err == nil {
+		h.good = ders
+	} else {
+		// Of an issuer whose new list cannot be read the last one stays:
+		// the highest number decides.
+		set, _ = chaincheck.NewCRLSet(slices.Concat(ders, h.good))
+	}
+	h.lists, h.crls = set, ders
+	return set, err
+}
+
+// believeLocked takes roots and lists in. What did not change keeps its
+// pointers, so that verdicts cached by them live on.
+func (h *Holder) believeLocked(fresh chaincheck.Roots, crls *chaincheck.CRLSet) {
+	old := h.heldLocked()
+	roots := old.Roots
+	if roots == nil || !maps.EqualFunc(roots, fresh, sameRoots) {
+		roots = make(chaincheck.Roots, len(fresh))
+		for domain, certs := range fresh {
+			if held := old.Roots[domain]; held != nil && sameRoots(held, certs) {
+				certs = held
+			}
+			roots[domain] = certs
 		}
-		crls, h.crls = fresh, a.CRLs
 	}
 	if h.trust == nil || crls != old.CRLs || !kept(roots, old.Roots) {
 		h.trust = &chaincheck.Trust{Roots: roots, CRLs: crls, Denied: old.Denied}
@@ -76,58 +83,59 @@ const maxDenials = 1 << 20
 // Denied takes a whole set in. What of it cannot be read is left out and told:
 // an old set would acquit what was revoked since.
 func (h *Holder) Denied(all []Revocation) {
+	set, dropped := denySet(all)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	var denials []chaincheck.Denial
-	for _, r := range all {
-		if r.SPIFFEID != "" {
-			id, err := spiffeid.FromString(r.SPIFFEID)
-			if err != nil {
-				h.droppedLocked("revocation", fmt.Errorf("%.300q is no SPIFFE ID: %w", r.SPIFFEID, err))
-			} else {
-				denials = append(denials, chaincheck.Denial{ID: id, Reason: r.Reason, At: r.At})
-			}
-		}
-		for _, serial := range r.Serials {
-			denials = append(denials, chaincheck.Denial{Serial: serial, Reason: r.Reason, At: r.At})
-		}
-	}
-	if len(denials) > maxDenials {
-		h.droppedLocked("revocation", fmt.Errorf("%d denials are more than the %d that are held; the rest is left to CRLs", len(denials), maxDenials))
-		// Identities come first: no CRL names them.
-		slices.SortStableFunc(denials, func(a, b chaincheck.Denial) int {
-			return boolRank(a.ID.IsZero()) - boolRank(b.ID.IsZero())
-		})
-		denials = denials[:maxDenials]
-	}
-	set, err := chaincheck.NewDenySet(denials)
-	if err != nil {
+	defer h.unlock()
+	for _, err := range dropped {
 		h.droppedLocked("revocation", err)
 	}
 	h.status.Denials = set.Len()
-	h.ungateLocked()
+	h.gated = false
 	held := h.heldLocked()
 	h.trust = &chaincheck.Trust{Roots: held.Roots, CRLs: held.CRLs, Denied: set}
 	h.publishLocked()
 }
 
-func boolRank(b bool) int {
-	if b {
-		return 1
+func denySet(all []Revocation) (set *chaincheck.DenySet, dropped []error) {
+	var denials, serials []chaincheck.Denial
+	unread := 0
+	for _, r := range all {
+		if r.SPIFFEID != "" {
+			id, err := spiffeid.FromString(r.SPIFFEID)
+			if err == nil {
+				denials = append(denials, chaincheck.Denial{ID: id, Reason: r.Reason, At: r.At})
+			} else if unread++; unread <= 16 {
+				dropped = append(dropped, fmt.Errorf("%.300q is no SPIFFE ID: %w", r.SPIFFEID, err))
+			}
+		}
+		for _, serial := range r.Serials {
+			serials = append(serials, chaincheck.Denial{Serial: serial, Reason: r.Reason, At: r.At})
+		}
 	}
-	return 0
+	if unread > 16 {
+		dropped = append(dropped, fmt.Errorf("and %d more are no SPIFFE IDs", unread-16))
+	}
+	// Identities come first: no CRL names them.
+	denials = append(denials, serials...)
+	if len(denials) > maxDenials {
+		dropped = append(dropped, fmt.Errorf("%d denials are more than the %d that are held; the rest is left to CRLs", len(denials), maxDenials))
+		denials = denials[:maxDenials]
+	}
+	set, err := chaincheck.NewDenySet(denials)
+	if err != nil {
+		dropped = append(dropped, err)
+	}
+	return set, dropped
 }
 
 // NotOffered is what a socket without such a service comes to.
 func (h *Holder) NotOffered() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	defer h.unlock()
 	if h.status.Denials >= 0 {
-		h.p.Log.Warn("the Workload API no longer tells what was revoked; what it told last stays denied", "workload_api", h.p.Name, "denials", h.status.Denials)
+		h.sayLocked(slog.LevelWarn, "the Workload API no longer tells what was revoked; what it told last stays denied", "workload_api", h.p.Name, "denials", h.status.Denials)
 		return
 	}
-	h.ungateLocked()
+	h.gated = false
 	h.publishLocked()
 }
-
-func (h *Holder) ungateLocked() { h.gated = false }
