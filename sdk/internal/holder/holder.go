@@ -204,7 +204,8 @@ func (h *Holder) pick(all []*x509svid.SVID) (*x509svid.SVID, error) {
 // the monotonic clock, so that a wall clock that jumps ends nothing.
 func (h *Holder) presentLocked(v *x509svid.SVID, now time.Time) {
 	leaf := v.Certificates[0]
-	if h.cert == nil || !h.cert.Leaf.Equal(leaf) {
+	switch {
+	case h.cert == nil || !h.cert.Leaf.Equal(leaf):
 		h.cert, h.id = &tls.Certificate{PrivateKey: v.PrivateKey, Leaf: leaf}, v.ID
 		for _, c := range v.Certificates {
 			h.cert.Certificate = append(h.cert.Certificate, c.Raw)
@@ -213,9 +214,10 @@ func (h *Holder) presentLocked(v *x509svid.SVID, now time.Time) {
 		if left <= 0 { // the agent would not give what has ended: our clock is wrong
 			left = leaf.NotAfter.Sub(leaf.NotBefore)
 		}
-		h.end = now.Add(left)
+		h.end, h.ended = now.Add(left), false
+	case h.ended:
+		return // told once more, it is not valid again
 	}
-	h.ended = false
 	h.status.ID, h.status.NotAfter = h.id, leaf.NotAfter
 	h.judgeClockLocked(now)
 }
