@@ -21,7 +21,8 @@ const (
 	lullShut = 200 * time.Millisecond
 )
 
-// longest is how long a queue may take that fills as fast as it is emptied.
+// longest is how long a queue may take that fills as fast as it is emptied: one
+// into which newcomers are let.
 const longest = time.Second
 
 // A Listener accepts as the one below, until Drain or Close.
@@ -29,7 +30,8 @@ type Listener struct {
 	net.Listener
 	deadlines interface{ SetDeadline(time.Time) error } // nil when there are none
 	lull      time.Duration                             // set before draining
-	until     time.Time                                 // set before draining
+	longest   time.Duration
+	until     time.Time // set before draining; zero where nobody else is let in
 	draining  atomic.Bool
 
 	begin  sync.Once
@@ -41,7 +43,7 @@ type Listener struct {
 
 // New wraps inner.
 func New(inner net.Listener) *Listener {
-	l := &Listener{Listener: inner, empty: make(chan struct{}), closed: make(chan struct{})}
+	l := &Listener{Listener: inner, longest: longest, empty: make(chan struct{}), closed: make(chan struct{})}
 	l.deadlines, _ = inner.(interface{ SetDeadline(time.Time) error })
 	return l
 }
@@ -52,7 +54,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		draining, since := l.draining.Load(), time.Now()
 		if draining {
-			if l.deadlines == nil || since.After(l.until) || l.deadlines.SetDeadline(since.Add(l.lull)) != nil {
+			if l.deadlines == nil || !l.until.IsZero() && since.After(l.until) || l.deadlines.SetDeadline(since.Add(l.lull)) != nil {
 				return nil, l.over()
 			}
 		}
@@ -63,8 +65,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if !l.draining.Load() {
 			return nil, err
 		}
-		// The deadline by which Drain wakes us proves nothing.
-		if !errors.Is(err, os.ErrDeadlineExceeded) || draining && time.Since(since) >= l.lull {
+		// The deadline by which Drain wakes us proves nothing, nor one that had
+		// passed when Accept came to look: then it does not look.
+		if !errors.Is(err, os.ErrDeadlineExceeded) || draining && time.Since(since) >= l.lull && !queued(l.Listener) {
 			return nil, l.over()
 		}
 	}
@@ -86,9 +89,10 @@ func (l *Listener) over() error {
 // is ctx's.
 func (l *Listener) Drain(ctx context.Context) error {
 	l.begin.Do(func() {
-		l.until, l.lull = time.Now().Add(longest), lullOpen
 		if refuseNewcomers(l.Listener) {
 			l.lull = lullShut
+		} else {
+			l.until, l.lull = time.Now().Add(l.longest), lullOpen
 		}
 		l.draining.Store(true)
 		if l.deadlines == nil || l.deadlines.SetDeadline(time.Now()) != nil {

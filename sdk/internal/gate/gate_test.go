@@ -29,7 +29,6 @@ func acceptor(t *testing.T, l net.Listener) {
 				}
 				return
 			}
-			time.Sleep(2 * time.Millisecond) // slow enough for a queue
 			c.Write([]byte("x"))
 			c.Close()
 		}
@@ -44,6 +43,7 @@ func TestWhoIsInTheQueueIsAccepted(t *testing.T) {
 				t.Fatal(err)
 			}
 			l := New(inner)
+			l.longest = time.Minute
 			var queued []net.Conn
 			for range 50 {
 				c, err := net.Dial(row.network, l.Addr().String())
@@ -75,6 +75,50 @@ func TestWhoIsInTheQueueIsAccepted(t *testing.T) {
 				t.Errorf("close: %v", err)
 			}
 		})
+	}
+}
+
+// starved is a listener of a machine that has no time: every other Accept looks
+// at the queue only when its deadline has passed.
+type starved struct {
+	*net.UnixListener
+	turns int
+}
+
+func (s *starved) Accept() (net.Conn, error) {
+	if s.turns++; s.turns%2 == 0 {
+		time.Sleep(2 * lullOpen)
+	}
+	return s.UnixListener.Accept()
+}
+
+func TestADeadlineThatPassedUnseenEndsNoQueueOnLinux(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux can")
+	}
+	inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := New(&starved{UnixListener: inner.(*net.UnixListener)})
+	l.longest = time.Minute
+	var queued []net.Conn
+	for range 10 {
+		c, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		queued = append(queued, c)
+	}
+	acceptor(t, l)
+	if err := l.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for n, c := range queued {
+		if got, err := io.ReadAll(c); string(got) != "x" {
+			t.Errorf("connection %d was lost: %q %v", n, got, err)
+		}
 	}
 }
 

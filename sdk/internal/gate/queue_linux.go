@@ -3,6 +3,7 @@ package gate
 import (
 	"math"
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,4 +31,23 @@ func refuseNewcomers(l net.Listener) bool {
 		bound = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, nowhere) == nil
 	})
 	return err == nil && bound
+}
+
+// queued reports whether somebody waits to be accepted.
+func queued(l net.Listener) bool {
+	s, ok := l.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	waits := false
+	err = raw.Control(func(fd uintptr) {
+		polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(polled, 0)
+		waits = err == nil && n == 1 && polled[0].Revents&unix.POLLIN != 0
+	})
+	return err == nil && waits
 }
