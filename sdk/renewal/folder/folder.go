@@ -20,12 +20,9 @@
 package folder
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,12 +32,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
 )
 
@@ -62,8 +57,14 @@ type Folder struct {
 	cfg Config
 	log *slog.Logger
 
-	mu       sync.Mutex // guards what follows and, in this process, the files of status
+	status chan struct{} // full while somebody in this process writes a status
+
+	scanning sync.Mutex // one scan at a time; guards what follows
 	files    map[string]*file
+	taken    map[renewal.Key]*renewal.Certificate // what of declared is in status
+
+	mu       sync.Mutex // guards what follows; never held while a file is read or written
+	declared map[renewal.Key]*renewal.Certificate
 	watchers map[*watcher]struct{}
 }
 
@@ -73,8 +74,11 @@ type file struct {
 	certs []*renewal.Certificate
 }
 
-// maxFile bounds one file.
-const maxFile = 16 << 20
+// maxFile bounds one file, and maxName its name, as file systems do.
+const (
+	maxFile = 16 << 20
+	maxName = 255
+)
 
 // hashAnnotation, on what lies in status, tells whether the spec changed.
 const hashAnnotation = "renewal.legation.io/spec-hash"
@@ -89,7 +93,10 @@ func Open(cfg Config) (*Folder, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Folder{cfg: cfg, log: cfg.Logger, files: make(map[string]*file), watchers: make(map[*watcher]struct{})}
+	f := &Folder{
+		cfg: cfg, log: cfg.Logger, status: make(chan struct{}, 1),
+		taken: make(map[renewal.Key]*renewal.Certificate), watchers: make(map[*watcher]struct{}),
+	}
 	for _, dir := range []string{cfg.State, f.statusDir(), filepath.Join(cfg.State, "secrets")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("folder: %w", err)
@@ -98,7 +105,7 @@ func Open(cfg Config) (*Folder, error) {
 			return nil, fmt.Errorf("folder: %w", err)
 		}
 	}
-	if _, err := f.scan(); err != nil {
+	if _, err := f.scan(context.Background()); err != nil {
 		return nil, fmt.Errorf("folder: %w", err)
 	}
 	return f, nil
@@ -107,7 +114,7 @@ func Open(cfg Config) (*Folder, error) {
 // Lock implements renewal.Locker. Whoever gets the lock also tidies up what a
 // scheduler left that was killed.
 func (f *Folder) Lock() (io.Closer, error) {
-	l, err := lock(filepath.Join(f.cfg.State, "lock"), false)
+	l, err := lock(filepath.Join(f.cfg.State, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; is another scheduler running?", f.cfg.State, err)
 	}
@@ -115,97 +122,91 @@ func (f *Folder) Lock() (io.Closer, error) {
 	return l, nil
 }
 
-func (f *Folder) statusDir() string { return filepath.Join(f.cfg.State, "status") }
-
-func (f *Folder) statusFile(k renewal.Key) string {
-	return filepath.Join(f.statusDir(), k.Namespace+"_"+k.Name+".yaml")
-}
-
-// keyOf is the certificate whose status a file holds.
-func keyOf(name string) (renewal.Key, bool) {
-	ns, rest, ok := strings.Cut(filepath.Base(name), "_")
-	rest, isYAML := strings.CutSuffix(rest, ".yaml")
-	if !ok || !isYAML {
-		return renewal.Key{}, false
-	}
-	k, err := renewal.ParseKey(ns + "/" + rest)
-	return k, err == nil
-}
-
 // scan reads what is declared and returns what changed.
-func (f *Folder) scan() ([]renewal.Key, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	before, _ := f.declaredLocked()
+func (f *Folder) scan(ctx context.Context) ([]renewal.Key, error) {
+	f.scanning.Lock()
+	defer f.scanning.Unlock()
 	entries, err := os.ReadDir(f.cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	there := make(map[string]bool, len(entries))
+	files := make(map[string]*file, len(entries))
 	for _, e := range entries {
 		name := e.Name()
 		if strings.HasPrefix(name, ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			continue
 		}
-		there[name] = true
-		f.readLocked(name)
+		files[name] = f.read(name, f.files[name])
 	}
-	maps.DeleteFunc(f.files, func(name string, _ *file) bool { return !there[name] })
-	after, twice := f.declaredLocked()
-	for k, names := range twice {
-		f.log.Error("a certificate is declared twice; the first counts", "certificate", k.String(), "files", strings.Join(names, ", "))
-	}
+	f.files = files
+	declared := f.merge()
+	f.mu.Lock()
+	f.declared = declared
+	f.mu.Unlock()
 	var changed []renewal.Key
-	for k, c := range after {
-		if before[k] == c {
+	for k, c := range declared {
+		before := f.taken[k]
+		if before == c {
 			if _, err := os.Stat(f.statusFile(k)); err == nil {
 				continue
 			}
 		}
-		wrote, err := f.declareLocked(k, c)
-		if err != nil {
+		wrote, err := f.take(ctx, k, c)
+		if errors.Is(err, errLocked) || ctx.Err() != nil {
 			return changed, err
 		}
-		if wrote || before[k] == nil {
+		if err != nil {
+			f.log.Error("what is declared cannot be taken over; trying again with the next look", "certificate", k.String(), "error", err)
+			continue
+		}
+		if f.taken[k] = c; wrote || before == nil {
 			changed = append(changed, k)
 		}
 	}
-	for k := range before {
-		if after[k] == nil {
+	for k := range f.taken {
+		if declared[k] == nil {
+			delete(f.taken, k)
 			changed = append(changed, k)
 		}
 	}
 	return changed, nil
 }
 
-// readLocked takes over what a file declares, unless it cannot be read.
-func (f *Folder) readLocked(name string) {
+// read returns what a file declares: what it did before when it cannot be read.
+func (f *Folder) read(name string, before *file) *file {
+	if before == nil {
+		before = &file{}
+	}
 	path := filepath.Join(f.cfg.Dir, name)
 	raw, err := readAtMost(path, maxFile)
 	if err != nil {
-		if f.files[name] == nil {
-			f.files[name] = &file{}
-		}
 		f.log.Error("a file of certificates cannot be read; what it last declared stays", "file", path, "error", err)
-		return
+		return before
 	}
-	hash := sha256.Sum256(raw)
-	old := f.files[name]
-	if old != nil && old.hash == hash {
-		return
+	next := &file{hash: sha256.Sum256(raw)}
+	if before.hash == next.hash {
+		return before
 	}
-	next := &file{hash: hash}
 	if next.certs, err = renewal.ParseAll(raw); err != nil {
 		f.log.Error("a file of certificates is wrong; what it last declared stays", "file", path, "error", err)
-		if old != nil {
-			next.certs = old.certs
-		}
+		next.certs = before.certs
+		return next
 	}
-	f.files[name] = next
+	next.certs = slices.DeleteFunc(next.certs, func(c *renewal.Certificate) bool {
+		_, err := renewal.ParseKey(c.Key().String())
+		if name := filepath.Base(f.statusFile(c.Key())); err == nil && len(name) > maxName {
+			err = fmt.Errorf("%d characters of namespace and name are too many for a file's name", len(name))
+		}
+		if err != nil {
+			f.log.Error("a certificate has a name under which it cannot be kept; it is left out", "file", path, "certificate", c.Key().String(), "error", err)
+		}
+		return err != nil
+	})
+	return next
 }
 
-// declaredLocked returns all certificates, and those that are declared twice.
-func (f *Folder) declaredLocked() (map[renewal.Key]*renewal.Certificate, map[renewal.Key][]string) {
+// merge returns what all files declare.
+func (f *Folder) merge() map[renewal.Key]*renewal.Certificate {
 	out, from := make(map[renewal.Key]*renewal.Certificate), make(map[renewal.Key][]string)
 	for _, name := range slices.Sorted(maps.Keys(f.files)) {
 		for _, c := range f.files[name].certs {
@@ -215,115 +216,25 @@ func (f *Folder) declaredLocked() (map[renewal.Key]*renewal.Certificate, map[ren
 			}
 		}
 	}
-	maps.DeleteFunc(from, func(_ renewal.Key, names []string) bool { return len(names) == 1 })
-	return out, from
-}
-
-// declareLocked brings the file of status up to what is declared; it reports
-// whether there was anything to do.
-func (f *Folder) declareLocked(k renewal.Key, c *renewal.Certificate) (bool, error) {
-	if _, err := renewal.ParseKey(k.String()); err != nil {
-		f.log.Error("a certificate has a name that is none; it is left out", "name", k.String())
-		return false, nil
-	}
-	unlock, err := f.lockStatus()
-	if err != nil {
-		return false, err
-	}
-	defer unlock()
-	next := c.Clone()
-	next.Metadata.Namespace, next.Status = k.Namespace, renewal.CertificateStatus{}
-	hash := specHash(next)
-	old, err := f.readStatus(k)
-	if err != nil && !errors.Is(err, renewal.ErrNotFound) {
-		f.log.Error("a status cannot be read; it begins anew", "certificate", k.String(), "error", err)
-	}
-	next.Metadata.Generation, next.Metadata.ResourceVersion = 1, "0"
-	if old != nil {
-		next.Status, next.Metadata.Generation, next.Metadata.ResourceVersion = old.Status, old.Metadata.Generation, old.Metadata.ResourceVersion
-		if old.Metadata.Annotations[hashAnnotation] != hash {
-			next.Metadata.Generation++
+	for k, names := range from {
+		if len(names) > 1 {
+			f.log.Error("a certificate is declared twice; the first counts", "certificate", k.String(), "files", strings.Join(names, ", "))
 		}
 	}
-	if next.Metadata.Annotations = maps.Clone(next.Metadata.Annotations); next.Metadata.Annotations == nil {
-		next.Metadata.Annotations = make(map[string]string)
-	}
-	next.Metadata.Annotations[hashAnnotation] = hash
-	if old != nil && same(old, next) {
-		return false, nil
-	}
-	return true, f.writeStatus(next)
+	return out
 }
 
-func specHash(c *renewal.Certificate) string {
-	raw, err := json.Marshal(c.Spec)
-	if err != nil {
-		panic(fmt.Sprintf("folder: %v", err)) // no field can fail
-	}
-	sum := sha256.Sum256(raw)
-	return hex.EncodeToString(sum[:16])
-}
-
-func same(a, b *renewal.Certificate) bool {
-	x, errX := json.Marshal(a)
-	y, errY := json.Marshal(b)
-	return errX == nil && errY == nil && bytes.Equal(x, y)
-}
-
-// lockStatus keeps other processes from writing a status.
-func (f *Folder) lockStatus() (func(), error) {
-	l, err := lock(filepath.Join(f.cfg.State, "status.lock"), true)
-	if err != nil {
-		return nil, err
-	}
-	return func() { l.Close() }, nil
-}
-
-func (f *Folder) readStatus(k renewal.Key) (*renewal.Certificate, error) {
-	raw, err := readAtMost(f.statusFile(k), maxFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, renewal.ErrNotFound
-	}
-	if err != nil {
-		return nil, err
-	}
-	c, err := renewal.Parse(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.statusFile(k), err)
-	}
-	return c, nil
-}
-
-// writeStatus writes the next resource version.
-func (f *Folder) writeStatus(c *renewal.Certificate) error {
-	n, err := strconv.ParseInt(c.Metadata.ResourceVersion, 10, 64)
-	if err != nil {
-		n = time.Now().UnixNano() // somebody edited it away
-	}
-	c.Metadata.ResourceVersion = strconv.FormatInt(n+1, 10)
-	raw, err := c.YAML()
-	if err != nil {
-		return err
-	}
-	return durable.Replace(f.statusFile(c.Key()), raw)
-}
-
-// declared reports whether a certificate is.
-func (f *Folder) declared(k renewal.Key) bool {
+// isDeclared reports whether a certificate is.
+func (f *Folder) isDeclared(k renewal.Key) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, file := range f.files {
-		if slices.ContainsFunc(file.certs, func(c *renewal.Certificate) bool { return c.Key() == k }) {
-			return true
-		}
-	}
-	return false
+	return f.declared[k] != nil
 }
 
 // List implements renewal.Store.
 func (f *Folder) List(context.Context) ([]renewal.Ref, error) {
 	f.mu.Lock()
-	all, _ := f.declaredLocked()
+	all := f.declared // replaced as a whole
 	f.mu.Unlock()
 	out := make([]renewal.Ref, 0, len(all))
 	for k, c := range all {
@@ -345,7 +256,7 @@ func (f *Folder) List(context.Context) ([]renewal.Ref, error) {
 
 // Get implements renewal.Store.
 func (f *Folder) Get(_ context.Context, k renewal.Key) (*renewal.Certificate, error) {
-	if !f.declared(k) {
+	if !f.isDeclared(k) {
 		return nil, renewal.ErrNotFound
 	}
 	c, err := f.readStatus(k)
@@ -353,35 +264,6 @@ func (f *Folder) Get(_ context.Context, k renewal.Key) (*renewal.Certificate, er
 		delete(c.Metadata.Annotations, hashAnnotation)
 	}
 	return c, err
-}
-
-// UpdateStatus implements renewal.Store.
-func (f *Folder) UpdateStatus(_ context.Context, c *renewal.Certificate) error {
-	k := c.Key()
-	if !f.declared(k) {
-		return renewal.ErrNotFound
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	unlock, err := f.lockStatus()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	now, err := f.readStatus(k)
-	if err != nil {
-		return err
-	}
-	if now.Metadata.ResourceVersion != c.Metadata.ResourceVersion {
-		return renewal.ErrConflict
-	}
-	now.Status = c.Clone().Status
-	if err := f.writeStatus(now); err != nil {
-		return err
-	}
-	c.Metadata.ResourceVersion = now.Metadata.ResourceVersion
-	f.notifyLocked(k)
-	return nil
 }
 
 var (

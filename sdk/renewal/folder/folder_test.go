@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -61,13 +62,13 @@ func TestFolderIsAStore(t *testing.T) {
 			Store: f,
 			Apply: func(c *renewal.Certificate) {
 				declare(t, dir, c.Metadata.Name+".yaml", yamlOf(t, c))
-				f.rescan() // as the watch would
+				f.rescan(t.Context()) // as the watch would
 			},
 			Delete: func(k renewal.Key) {
 				if err := os.Remove(filepath.Join(dir, "certs", k.Name+".yaml")); err != nil {
 					t.Fatal(err)
 				}
-				f.rescan()
+				f.rescan(t.Context())
 			},
 		}
 	})
@@ -93,8 +94,8 @@ func TestWhatAFileDeclaresStaysWhileItCannotBeRead(t *testing.T) {
 			declare(t, dir, "x.yaml", yamlOf(t, a))
 			f := open(t, dir, &log)
 			declare(t, dir, "x.yaml", tt.content)
-			f.rescan()
-			f.rescan()
+			f.rescan(t.Context())
+			f.rescan(t.Context())
 			_, err := f.Get(t.Context(), a.Key())
 			if (err != nil) != tt.gone || !strings.Contains(log.String(), tt.want) {
 				t.Errorf("%v\n%s", err, log.String())
@@ -103,6 +104,35 @@ func TestWhatAFileDeclaresStaysWhileItCannotBeRead(t *testing.T) {
 				t.Errorf("it is logged more than once:\n%s", log.String())
 			}
 		})
+	}
+}
+
+func TestACertificateThatCannotBeKeptStopsNoOther(t *testing.T) {
+	dir := t.TempDir()
+	list := []*renewal.Certificate{storetest.Certificate("a"), storetest.Certificate(strings.Repeat("b", 63) + strings.Repeat(".b", 94)), storetest.Certificate("c")}
+	for i, c := range list {
+		declare(t, dir, fmt.Sprintf("%d.yaml", i), yamlOf(t, c))
+	}
+	inTheWay := filepath.Join(dir, "state", "status", "shop_a.yaml")
+	if err := os.MkdirAll(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	f := open(t, dir, &log)
+	for i, want := range []bool{false, false, true} {
+		if _, err := f.Get(t.Context(), list[i].Key()); (err == nil) != want {
+			t.Errorf("%s: %v", list[i].Key(), err)
+		}
+	}
+	if !strings.Contains(log.String(), "are too many for a file's name") || !strings.Contains(log.String(), "cannot be taken over") {
+		t.Errorf("it is not told of:\n%s", log.String())
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	f.rescan(t.Context())
+	if _, err := f.Get(t.Context(), list[0].Key()); err != nil {
+		t.Errorf("nothing is in its way any more: %v", err)
 	}
 }
 

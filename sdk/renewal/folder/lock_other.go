@@ -6,4 +6,4 @@ import "io"
 
 // lock does nothing where there is no flock: whoever runs two schedulers on
 // one folder there is not stopped.
-func lock(string, bool) (io.Closer, error) { return io.NopCloser(nil), nil }
+func lock(string) (io.Closer, error) { return io.NopCloser(nil), nil }

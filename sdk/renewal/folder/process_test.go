@@ -329,6 +329,43 @@ func TestSIGTERMInTheMiddleOfAnIssuance(t *testing.T) {
 	})
 }
 
+// TestWhoIsStoppedWhileItWritesAStatusHoldsNobodyUpForEver: another process,
+// that is; and what could not be taken over meanwhile is, as soon as it can.
+func TestWhoIsStoppedWhileItWritesAStatusHoldsNobodyUpForEver(t *testing.T) {
+	dir := t.TempDir()
+	c := storetest.Certificate("a")
+	declare(t, dir, "a.yaml", yamlOf(t, c))
+	f := open(t, dir, nil)
+	stopped, err := lock(filepath.Join(dir, "state", "status.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := f.Get(t.Context(), c.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := f.UpdateStatus(ctx, got); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errLocked) {
+		t.Errorf("a write ended with %v", err)
+	}
+	c.Spec.DNSNames = []string{"new.example.org"}
+	declare(t, dir, "a.yaml", yamlOf(t, c))
+	if _, err := f.scan(ctx); !errors.Is(err, errLocked) {
+		t.Errorf("a look ended with %v", err)
+	}
+	if _, err := f.Get(t.Context(), c.Key()); err != nil {
+		t.Errorf("a read: %v", err)
+	}
+	if err := stopped.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.rescan(t.Context())
+	if got, err := f.Get(t.Context(), c.Key()); err != nil || got.Spec.DNSNames[0] != "new.example.org" || got.Metadata.Generation != 2 {
+		t.Errorf("afterwards: %+v, %v", got, err)
+	}
+}
+
 func TestSIGHUPReadsTheFilterWithoutAPause(t *testing.T) {
 	s := newSite(t, "a", "b", "c")
 	filter := func(text string) {

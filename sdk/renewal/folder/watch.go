@@ -21,7 +21,9 @@ type watcher struct {
 // and kubelets change several things at once.
 const settle = 50 * time.Millisecond
 
-func (f *Folder) notifyLocked(keys ...renewal.Key) {
+func (f *Folder) notify(keys ...renewal.Key) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for w := range f.watchers {
 		for _, k := range keys {
 			w.pending[k] = struct{}{}
@@ -40,8 +42,7 @@ func (f *Folder) Watch(ctx context.Context, changed func(renewal.Key)) error {
 	w := &watcher{pending: make(map[renewal.Key]struct{}), wake: make(chan struct{}, 1)}
 	f.mu.Lock()
 	f.watchers[w] = struct{}{}
-	all, _ := f.declaredLocked()
-	for k := range all {
+	for k := range f.declared {
 		w.pending[k] = struct{}{}
 	}
 	f.mu.Unlock()
@@ -92,9 +93,9 @@ func (f *Folder) Watch(ctx context.Context, changed func(renewal.Key)) error {
 			f.log.Warn("the system does not tell of changes any more; looking regularly", "every", f.cfg.Poll, "error", err)
 		case <-soon:
 			soon = nil
-			f.rescan()
+			f.rescan(ctx)
 		case <-poll.C:
-			f.rescan()
+			f.rescan(ctx)
 			now := f.stats()
 			for k, v := range now {
 				if seen[k] != v {
@@ -106,14 +107,12 @@ func (f *Folder) Watch(ctx context.Context, changed func(renewal.Key)) error {
 	}
 }
 
-func (f *Folder) rescan() {
-	keys, err := f.scan()
-	if err != nil {
+func (f *Folder) rescan(ctx context.Context) {
+	keys, err := f.scan(ctx)
+	if err != nil && ctx.Err() == nil {
 		f.log.Error("the folder of certificates cannot be read; what it last declared stays", "folder", f.cfg.Dir, "error", err)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.notifyLocked(keys...)
+	f.notify(keys...)
 }
 
 // events are what the system tells; none where it cannot.
