@@ -91,6 +91,9 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "legation_mtls_connections_ended_total", Help: "Open connections ended because their peer is believed no longer.",
+	}, func() float64 { return float64(listener.Ended()) }))
 	parts := []drain.Part{
 		drain.HTTP(&http.Server{Handler: called, ReadHeaderTimeout: headerTimeout}, listener),
 		drain.Background("policy", func(ctx context.Context) error {

@@ -135,6 +135,9 @@ func (d *Dialer) Recheck() { d.core.live.recheck() }
 // Open is how many dialled connections are open.
 func (d *Dialer) Open() int { return len(d.core.live.all()) }
 
+// Ended is as Server.Ended.
+func (d *Dialer) Ended() uint64 { return d.core.live.ended.Load() }
+
 // Close closes every connection that it dialled and waits for its goroutines.
 // A Dialer whose connections are all closed needs no Close.
 func (d *Dialer) Close() error {

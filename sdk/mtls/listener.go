@@ -41,6 +41,12 @@ func (s *Server) Recheck() { s.core.live.recheck() }
 // Open is how many connections are open.
 func (s *Server) Open() int { return len(s.core.live.all()) }
 
+// Ended is how many open connections were ended so far because their peer was
+// revoked, expired, or is authorised no longer. As a metric:
+//
+//	prometheus.NewCounterFunc(opts, func() float64 { return float64(server.Ended()) })
+func (s *Server) Ended() uint64 { return s.core.live.ended.Load() }
+
 // Listener accepts connections whose handshake is complete. Use it wherever a
 // net.Listener goes; handshakes run concurrently and never hold up Accept.
 // Nothing is accepted before the first Accept.

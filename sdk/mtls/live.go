@@ -28,6 +28,7 @@ type live struct {
 	wake     chan struct{}
 	done     sync.WaitGroup // the watcher, and who asks authorisers for it
 	rechecks atomic.Uint64  // how often what the authoriser decides by changed
+	ended    atomic.Uint64  // connections whose peer was believed no longer
 
 	mu       sync.Mutex // guards what follows
 	conns    map[*conn]struct{}
@@ -207,6 +208,7 @@ func (l *live) askSoon() {
 
 func (l *live) close(c *conn, why error) {
 	if c.shut(c.request.Peer.ID, why) {
+		l.ended.Add(1)
 		l.core.log.Warn("connection closed: its peer is believed no longer", "side", l.core.side,
 			"peer", c.request.Peer.ID.String(), "remote", c.RemoteAddr().String(), "error", why)
 	}

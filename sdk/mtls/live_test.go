@@ -60,6 +60,7 @@ func TestA35OpenConnectionsEndWhenTheirPeerIsBelievedNoLonger(t *testing.T) {
 			open(t, good)
 			until(t, "the server forgets it", func() bool { return p.l.Open() == 1 })
 			until(t, "its handler ends", func() bool { return p.seen.endings() > 0 })
+			until(t, "it is counted", func() bool { return p.l.Ended() == 1 })
 			p.seen.mu.Lock()
 			defer p.seen.mu.Unlock()
 			end, ok := errors.AsType[*mtls.ClosedError](errors.Join(p.seen.ends...))
@@ -93,7 +94,7 @@ func TestDialledConnectionsEndToo(t *testing.T) {
 	} else {
 		wantCause(t, err, "revoked", "stolen")
 	}
-	until(t, "the dialer forgets it", func() bool { return d.Open() == 0 })
+	until(t, "the dialer forgets and counts it", func() bool { return d.Open() == 0 && d.Ended() == 1 })
 }
 
 func TestARenewedIdentityOfOursClosesNothing(t *testing.T) {

@@ -83,7 +83,7 @@ func TestTheReadmeCanBeFollowed(t *testing.T) {
 		}
 		script = strings.Replace(script, r.written, r.instead, 1)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", "ip link set lo up && exec bash -c \"$0\"", script)
 	var said bytes.Buffer
@@ -94,6 +94,7 @@ func TestTheReadmeCanBeFollowed(t *testing.T) {
 		"WorkloadIdentity/notebook created in default", `{"embedding":[`, "spiffe://example.org/ns/default/sa/notebook, answered 403: 403 Forbidden",
 		"cause=denied spiffe_id=spiffe://example.org/ns/default/sa/notebook", `{"label":"positive","score":0.9309}`,
 		"20000 answered, 0 failed", `legation_policy_decisions_total{cause="denied",decision="denied"} `,
+		`legation_tls_handshake_seconds_count{result="ok",side="server"} `, "legation_mtls_connections_ended_total 0",
 		"revoked 1 certificate in CRL 2", "notebook is revoked and blocked until lifted", `{"models":["embed","sentiment"]}`,
 	} {
 		if !strings.Contains(said.String(), want) {
