@@ -116,9 +116,9 @@ func start(t *testing.T, mode string) *process {
 	p.line("ready")
 	switch l := l.(type) {
 	case *net.UnixListener:
-		l.SetDeadline(time.Now().Add(10 * time.Second))
+		l.SetDeadline(time.Now().Add(time.Minute))
 	case *net.TCPListener:
-		l.SetDeadline(time.Now().Add(10 * time.Second))
+		l.SetDeadline(time.Now().Add(time.Minute))
 	}
 	if p.conn, err = l.Accept(); err != nil {
 		t.Fatal(err)
@@ -187,9 +187,9 @@ func running(t *testing.T) *Attestor {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 10 s until %s", what)
+			t.Fatalf("waited a minute until %s", what)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -90,7 +91,7 @@ const (
 const settle = 2 * time.Second
 
 // sum hashes the file that path leads to, which must be the one with id.
-func (h *hashCache) sum(path string, id fileID) (sum [sha256.Size]byte, err error) {
+func (h *hashCache) sum(ctx context.Context, path string, id fileID) (sum [sha256.Size]byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return sum, fmt.Errorf("read the executable: %w", err)
@@ -106,7 +107,11 @@ func (h *hashCache) sum(path string, id fileID) (sum [sha256.Size]byte, err erro
 	if ok {
 		return sum, nil
 	}
-	h.busy <- struct{}{}
+	select {
+	case h.busy <- struct{}{}:
+	case <-ctx.Done(): // whoever gave up waits no longer, and is not read for
+		return sum, ctx.Err()
+	}
 	defer func() { <-h.busy }()
 	hash := sha256.New()
 	if _, err := io.Copy(hash, io.LimitReader(f, maxHashed)); err != nil {

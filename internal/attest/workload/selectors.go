@@ -54,7 +54,7 @@ func (c *Caller) selectors(ctx context.Context, exec *os.File, path string) ([]S
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		all, again, err := c.readSelectors(exec, path)
+		all, again, err := c.readSelectors(ctx, exec, path)
 		if err != nil && !c.Alive() {
 			return nil, gone(c.pid)
 		}
@@ -65,7 +65,7 @@ func (c *Caller) selectors(ctx context.Context, exec *os.File, path string) ([]S
 	return nil, fault.New(fault.Denied, "the process (pid %d) kept executing other programs while it was attested", c.pid)
 }
 
-func (c *Caller) readSelectors(exec *os.File, path string) (all []Selector, again bool, err error) {
+func (c *Caller) readSelectors(ctx context.Context, exec *os.File, path string) (all []Selector, again bool, err error) {
 	running, err := exeID(c.pid)
 	if err != nil {
 		return nil, false, fmt.Errorf("attest process %d: %w", c.pid, err)
@@ -97,7 +97,7 @@ func (c *Caller) readSelectors(exec *os.File, path string) (all []Selector, agai
 		if exec != nil {
 			file = "/proc/self/fd/" + strconv.Itoa(int(exec.Fd()))
 		}
-		sum, err := c.a.hashes.sum(file, executable)
+		sum, err := c.a.hashes.sum(ctx, file, executable)
 		if err != nil {
 			return nil, false, fmt.Errorf("attest process %d: %w", c.pid, err)
 		}
