@@ -67,7 +67,6 @@ type Manager struct {
 
 	kick    chan struct{}          // something wants to be signed
 	dirty   chan struct{}          // the sealed cache is behind
-	retired map[string]retired     // by entry
 	spares  chan *ecdsa.PrivateKey // made in advance
 	explain *rate.Limiter          // questions to the control plane
 
@@ -76,6 +75,7 @@ type Manager struct {
 	idle    *list.List // of *slot without subscription, last used first
 	subs    map[*Subscription]struct{}
 	revoked map[string]struct{} // serials
+	retired map[string]retired  // what ended instances left, by entry
 	// superseded: reported, and in no CRL yet. Serial to end of life.
 	superseded map[string]time.Time
 	down       bool // the control plane did not answer last time, and we said so
@@ -105,12 +105,12 @@ func New(p Params) *Manager {
 		p: p, log: p.Log,
 		kick:    make(chan struct{}, 1),
 		dirty:   make(chan struct{}, 1),
-		retired: map[string]retired{},
 		spares:  make(chan *ecdsa.PrivateKey, spareKeys),
 		explain: rate.NewLimiter(5, 10),
 		slots:   map[slotKey]*slot{},
 		idle:    list.New(),
 		subs:    map[*Subscription]struct{}{},
+		retired: map[string]retired{},
 
 		superseded: map[string]time.Time{},
 		jwtRate:    limit.NewBuckets(limit.Rate{PerSecond: jwtsPerSecond, Burst: jwtsAtOnce}, 0),
