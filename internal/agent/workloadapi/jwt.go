@@ -2,6 +2,7 @@ package workloadapi
 
 import (
 	"context"
+	"slices"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/fault"
@@ -31,17 +32,9 @@ func (s *Server) fetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JW
 	if err := checkAudience(r.Audience); err != nil {
 		return nil, err
 	}
-	if r.SpiffeId != "" {
-		if _, err := spiffeid.FromString(r.SpiffeId); err != nil {
-			return nil, fault.New(fault.Invalid, "spiffe_id %q is not a SPIFFE ID: %w", r.SpiffeId, err)
-		}
-	}
-	entries, err := s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	entries, err := c.entries(r.SpiffeId)
 	if err != nil {
 		return nil, err
-	}
-	if entries = named(entries, r.SpiffeId); len(entries) == 0 {
-		return nil, fault.New(fault.Denied, "this process has no right to %s; it has other identities, ask without spiffe_id to see them", r.SpiffeId)
 	}
 	resp := &pb.JWTSVIDResponse{}
 	var refused error
@@ -64,17 +57,23 @@ func (s *Server) fetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JW
 	return resp, nil
 }
 
-func named(entries []*nodev1.Entry, id string) []*nodev1.Entry {
-	if id == "" {
-		return entries
-	}
-	var some []*nodev1.Entry
-	for _, e := range entries {
-		if e.SpiffeId == id {
-			some = append(some, e)
+// entries are those that give the caller the identity it names; all of its
+// own, the default one first, where it names none. There is at least one.
+func (c *call) entries(spiffeID string) ([]*nodev1.Entry, error) {
+	if spiffeID != "" {
+		if _, err := spiffeid.FromString(spiffeID); err != nil {
+			return nil, fault.New(fault.Invalid, "spiffe_id %.300q is not a SPIFFE ID: %w", spiffeID, err)
 		}
 	}
-	return some
+	entries, err := c.s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	if err != nil || spiffeID == "" {
+		return entries, err
+	}
+	entries = slices.DeleteFunc(slices.Clone(entries), func(e *nodev1.Entry) bool { return e.SpiffeId != spiffeID })
+	if len(entries) == 0 {
+		return nil, fault.New(fault.Denied, "this process has no right to %s; it has other identities, ask without spiffe_id for its own", spiffeID)
+	}
+	return entries, nil
 }
 
 func checkAudience(audience []string) error {

@@ -56,12 +56,9 @@ func (o objects) entitled(ctx context.Context, spiffeID string, do func(context.
 	if o.s.p.Objects == nil {
 		return fault.New(fault.Unavailable, "this agent keeps no objects")
 	}
-	entries, err := o.s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	entries, err := c.entries(spiffeID)
 	if err != nil {
 		return err
-	}
-	if entries = named(entries, spiffeID); len(entries) == 0 {
-		return fault.New(fault.Denied, "this process has no right to %.300q; ask without spiffe_id for its default identity", spiffeID)
 	}
 	if err := c.same(); err != nil { // before anything is read or changed in its name
 		return err

@@ -36,12 +36,9 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 	}
 	defer c.leave()
 	defer c.bind()()
-	entries, err := s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	entries, err := c.entries(spiffeID)
 	if err != nil {
 		return c.because(err)
-	}
-	if entries = named(entries, spiffeID); len(entries) == 0 {
-		return fault.New(fault.Denied, "this process has no right to %.300q; ask without spiffe_id for its default identity", spiffeID)
 	}
 	as := entries[0]
 	held := 0

@@ -116,9 +116,8 @@ func New(p Params) *Server {
 	}
 	s := &Server{
 		p: p, log: p.Log, logRate: rate.NewLimiter(10, 20),
-		// Programs that ask here hold no cache of their own.
 		objectRate: limit.NewBuckets(objectCalls, 0), objectBytes: limit.NewBuckets(objectBytes, 0),
-		tokens:   jwtcheck.New(jwtcheck.Config{Now: p.Clock.Now, CacheSize: 1024}),
+		tokens:   jwtcheck.New(jwtcheck.Config{Now: p.Clock.Now, CacheSize: 1024}), // programs that ask here hold none of their own
 		open:     openCalls{limits: p.Limits, byUID: map[uint32]int{}, byPID: map[int32]int{}},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "legation_workload_api_requests_total", Help: "Workload API calls that ended, by method and gRPC code."}, []string{"method", "code"}),
 		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "legation_workload_api_open_calls", Help: "Workload API calls that are open."}),

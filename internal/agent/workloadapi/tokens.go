@@ -8,7 +8,6 @@ import (
 	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/fault"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -58,17 +57,9 @@ func (s *Server) fetchToken(ctx context.Context, r *workloadv1.FetchJWTSVIDReque
 	if err := checkExt(r.GetExt()); err != nil {
 		return "", none, err
 	}
-	if r.GetSpiffeId() != "" {
-		if _, err := spiffeid.FromString(r.GetSpiffeId()); err != nil {
-			return "", none, fault.New(fault.Invalid, "spiffe_id %q is not a SPIFFE ID: %w", r.GetSpiffeId(), err)
-		}
-	}
-	entries, err := s.p.Manager.WaitMatch(c.ctx, c.selectors)
+	entries, err := c.entries(r.GetSpiffeId())
 	if err != nil {
 		return "", none, err
-	}
-	if entries = named(entries, r.GetSpiffeId()); len(entries) == 0 {
-		return "", none, fault.New(fault.Denied, "this process has no right to %s; it has other identities, ask without spiffe_id for the default one", r.GetSpiffeId())
 	}
 	token, expires, err := s.p.Manager.JWT(c.ctx, entries[0], s.p.Instance(c.caller), r.GetAudience(), r.GetExt())
 	if err != nil {
