@@ -42,6 +42,7 @@ type agent struct {
 	m      *svid.Manager
 	view   latest.Value[*upstream.View]
 	ca     *authority
+	served *Server
 	keeper Objects
 
 	mu        sync.Mutex // guards what follows
@@ -166,7 +167,7 @@ func serve(t testing.TB, limits Limits, entries ...*nodev1.Entry) *agent {
 		view.Entries[e.Name] = e
 	}
 	a.view.Store(view)
-	a.m = svid.New(svid.Params{Views: a, Signer: a.ca, HoldOff: 300 * time.Millisecond})
+	a.m = svid.New(svid.Params{Views: a, Signer: a.ca, HoldOff: time.Second}) // five times that to sign, on a busy machine
 	attestor := workload.NewAttestor(workload.Params{Want: a.m.Want})
 	s := New(Params{Manager: a.m, Views: a, Objects: a, Attestor: attestor, TrustDomain: spiffeid.RequireTrustDomainFromString(domain), Limits: limits,
 		OnDelivered: func(subscriber, id string, crl map[string]uint64) {
@@ -180,6 +181,7 @@ func serve(t testing.TB, limits Limits, entries ...*nodev1.Entry) *agent {
 			a.gone = append(a.gone, subscriber)
 		},
 	})
+	a.served = s
 	server := grpc.NewServer(grpc.Creds(workload.NewCredentials(attestor)))
 	s.Register(server)
 	a.socket = filepath.Join(t.TempDir(), "agent.sock")
