@@ -112,7 +112,7 @@ func TestWhoIsRefusedASession(t *testing.T) {
 	t.Run("a program that several identities match, until it chooses", func(t *testing.T) {
 		db := "spiffe://example.org/ns/default/sa/db"
 		o.plane.SetEntry("node-1", entry("db", db))
-		nodetest.Eventually(t, "the second entry", func() bool { v, _ := o.server.p.Views.View(); return len(v.Entries) == 2 })
+		nodetest.Eventually(t, "the second entry", func() bool { return o.matching() == 2 })
 		if err := o.open(edit(func(*localv1.SessionStart) {})(startOf(mine))).end(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "--spiffe-id") {
 			t.Errorf("ended with %v", err)
 		}
@@ -122,6 +122,7 @@ func TestWhoIsRefusedASession(t *testing.T) {
 		}
 		p.leave()
 		o.plane.RemoveEntry("node-1", "default/db")
+		nodetest.Eventually(t, "both are gone", func() bool { return o.empty() && o.matching() == 1 })
 	})
 	t.Run("one session more than the limit", func(t *testing.T) {
 		for range 3 {
@@ -296,7 +297,7 @@ func TestSessionsLeakNothing(t *testing.T) {
 	before := files()
 	for n := range 30 {
 		once(n%2 == 0)
-		nodetest.Eventually(t, fmt.Sprint("round ", n), func() bool { o.server.mu.Lock(); defer o.server.mu.Unlock(); return len(o.server.sessions) == 0 })
+		nodetest.Eventually(t, fmt.Sprint("round ", n), o.empty)
 	}
 	nodetest.Eventually(t, "no descriptor is left", func() bool { return files() <= before })
 }

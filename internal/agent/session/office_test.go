@@ -48,6 +48,9 @@ type office struct {
 	stop    func() // of the gRPC server
 }
 
+// patience is how long a test waits for what must come.
+const patience = time.Minute
+
 const web = "spiffe://example.org/ns/default/sa/web"
 
 func newOffice(t *testing.T) *office {
@@ -77,7 +80,7 @@ func newOffice(t *testing.T) *office {
 			return nil
 		},
 	})
-	o.manager = svid.New(svid.Params{Views: link, Signer: link, HoldOff: 100 * time.Millisecond, Log: log})
+	o.manager = svid.New(svid.Params{Views: link, Signer: link, HoldOff: 10 * time.Second, Log: log}) // a busy machine signs slowly
 	attestor := workload.NewAttestor(workload.Params{Want: o.manager.Want})
 	o.engine = distribute.New(distribute.Params{Clock: clock.System, OnStatus: func(list []distribute.Status) { o.server.OnStatus(list) }})
 	o.server = New(Params{
@@ -103,6 +106,18 @@ func newOffice(t *testing.T) *office {
 	t.Cleanup(o.stop)
 	nodetest.Eventually(t, "the link is up", func() bool { v, _ := link.View(); return v.Synced && v.Connected && len(v.Entries) > 0 })
 	return o
+}
+
+// empty reports whether there is no session, not even one that ends.
+func (o *office) empty() bool {
+	o.server.mu.Lock()
+	defer o.server.mu.Unlock()
+	return len(o.server.sessions) == 0
+}
+
+// matching is how many identities a program may choose from.
+func (o *office) matching() int {
+	return len(o.manager.Match([]workload.Selector{"unix:uid:0"}))
 }
 
 func must(t testing.TB, err error) {
@@ -194,7 +209,7 @@ func (o *office) open(first *localv1.SessionRequest) *parent {
 // next is the next message that is wanted; others are passed over.
 func next[T any](p *parent, what string, want func(*localv1.SessionResponse) T, ok func(T) bool) T {
 	p.t.Helper()
-	timeout := time.After(15 * time.Second)
+	timeout := time.After(patience)
 	for {
 		select {
 		case m := <-p.heard:
@@ -204,7 +219,7 @@ func next[T any](p *parent, what string, want func(*localv1.SessionResponse) T, 
 		case err := <-p.ended:
 			p.t.Fatalf("the session ended before %s: %v", what, err)
 		case <-timeout:
-			p.t.Fatalf("not within 15s: %s", what)
+			p.t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }
@@ -232,14 +247,14 @@ func (p *parent) told() *localv1.CloseSockets {
 // end is why the session ended.
 func (p *parent) end() error {
 	p.t.Helper()
-	timeout := time.After(15 * time.Second)
+	timeout := time.After(patience)
 	for {
 		select {
 		case <-p.heard:
 		case err := <-p.ended:
 			return err
 		case <-timeout:
-			p.t.Fatal("not within 15s: the session's end")
+			p.t.Fatal("not within a minute: the session's end")
 		}
 	}
 }
