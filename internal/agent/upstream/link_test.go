@@ -88,7 +88,7 @@ func (a *agent) start() {
 // until waits for a view.
 func (a *agent) until(what string, ok func(*View) bool) *View {
 	a.t.Helper()
-	deadline := time.After(15 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		v, changed := a.View()
 		if ok(v) {
@@ -97,7 +97,7 @@ func (a *agent) until(what string, ok func(*View) bool) *View {
 		select {
 		case <-changed:
 		case <-deadline:
-			a.t.Fatalf("not within 15s: %s; connected %v, synced %v, last error %q", what, v.Connected, v.Synced, v.LastError)
+			a.t.Fatalf("not within a minute: %s; connected %v, synced %v, last error %q", what, v.Connected, v.Synced, v.LastError)
 		}
 	}
 }
