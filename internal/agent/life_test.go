@@ -91,8 +91,8 @@ func (r *running) end(t *testing.T) time.Duration {
 		if err != nil {
 			t.Fatalf("a stop is no failure: %v", err)
 		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("not ended within 20s")
+	case <-time.After(time.Minute):
+		t.Fatal("not ended within a minute")
 	}
 	return time.Since(begun)
 }
@@ -144,7 +144,7 @@ func TestAnAgentStartsAndStopsAgainAndAgainWithoutATrace(t *testing.T) {
 	}
 }
 
-func TestAnAgentEndsWithinTwoSecondsAlthoughStreamsAreOpen(t *testing.T) {
+func TestAnAgentEndsAtOnceAlthoughStreamsAreOpen(t *testing.T) {
 	p := planeFor(t)
 	c := configFor(t, p)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -177,7 +177,7 @@ func TestAnAgentEndsWithinTwoSecondsAlthoughStreamsAreOpen(t *testing.T) {
 		}
 		defer silent.Close()
 	}
-	if took := r.end(t); took > 20*time.Second {
+	if took := r.end(t); took > handshakeTimeout*8/10 { // by then the silent would have been cut anyway
 		t.Errorf("ended after %s", took)
 	}
 	if _, err := secrets.Recv(); err == nil {
@@ -238,7 +238,7 @@ func TestAPartThatFailsEndsTheRestAndIsTheError(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), tt.says) {
 					t.Errorf("ended with %v, which does not say %q", err, tt.says)
 				}
-			case <-time.After(15 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("it goes on")
 			}
 			nodetest.Eventually(t, "nothing of it is left", func() bool {

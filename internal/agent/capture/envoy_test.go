@@ -99,7 +99,7 @@ func TestEnvoyFindsTheDestinationOfCapturedConnections(t *testing.T) {
 
 	rules := mustInstall(t, Params{NetNS: path(w.here), MarkedListeners: true})
 	proc := startEnvoy(t, w, agent)
-	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	wait, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	if err := proc.WaitLive(wait); err != nil {
 		t.Fatal(err, agent.Nacks())
@@ -109,7 +109,7 @@ func TestEnvoyFindsTheDestinationOfCapturedConnections(t *testing.T) {
 		t.Helper()
 		var c net.Conn
 		err := in(t, ns, func() (err error) {
-			d := net.Dialer{Timeout: 5 * time.Second}
+			d := net.Dialer{Timeout: 30 * time.Second}
 			if config != nil {
 				c, err = tls.DialWithDialer(&d, "tcp", to, config)
 			} else {

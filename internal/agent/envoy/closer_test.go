@@ -74,7 +74,7 @@ func (r *closeRig) pairs(t *testing.T, id string, n int) []Pair {
 }
 
 func ended(c net.Conn) error {
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return err
 	}
 	_, err := c.Read(make([]byte, 1))
@@ -315,7 +315,7 @@ func strand(ctx context.Context) (*Process, chan error, error) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	wait, cancel := context.WithTimeout(ctx, 20*time.Second)
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return p, done, p.WaitLive(wait)
 }

@@ -63,7 +63,7 @@ func startEnvoy(t testing.TB, als accesslogv3.AccessLogServiceServer, change fun
 			t.Errorf("run Envoy: %v", err)
 		}
 	})
-	wait, stop := context.WithTimeout(ctx, 20*time.Second)
+	wait, stop := context.WithTimeout(ctx, time.Minute)
 	defer stop()
 	if err := proc.WaitLive(wait); err != nil {
 		t.Fatalf("%v; refused: %v", err, agent.Nacks())
@@ -77,7 +77,7 @@ func startEnvoy(t testing.TB, als accesslogv3.AccessLogServiceServer, change fun
 // say sends a word over TLS and wants it back; the connection stays open.
 func say(t testing.TB, port uint32, config *tls.Config) (*tls.Conn, error) {
 	t.Helper()
-	d := net.Dialer{Timeout: 5 * time.Second}
+	d := net.Dialer{Timeout: time.Minute}
 	c, err := tls.DialWithDialer(&d, "tcp", fmt.Sprintf("127.0.0.1:%d", port), config)
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func say(t testing.TB, port uint32, config *tls.Config) (*tls.Conn, error) {
 }
 
 func echo(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return err
 	}
 	if _, err := c.Write([]byte("hello")); err != nil {

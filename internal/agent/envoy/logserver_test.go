@@ -144,8 +144,8 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second)) // a closed connection fails below
-			_, _ = c.Write([]byte(text))                       // may be reset already
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second)) // a closed connection fails below
+			_, _ = c.Write([]byte(text))                        // may be reset already
 			b := make([]byte, 5)
 			if n, err := c.Read(b); err == nil && string(b[:n]) == "hello" {
 				t.Error("the connection works")

@@ -64,13 +64,13 @@ func ServeEcho(t testing.TB, l net.Listener) {
 	})
 }
 
-// Eventually polls until ok, or fails the test after 10 s.
+// Eventually polls until ok, or fails the test after a minute.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
