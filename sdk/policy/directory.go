@@ -115,9 +115,10 @@ func (d Directory) folders() []string {
 		switch {
 		case err != nil:
 			return nil
-		case entry.IsDir() && file != d.Path && strings.HasPrefix(entry.Name(), "."):
+		case !entry.IsDir() || file == d.Path:
+		case strings.HasPrefix(entry.Name(), "."):
 			return fs.SkipDir
-		case entry.IsDir() && len(out) < MaxModules:
+		case len(out) < MaxModules:
 			out = append(out, file)
 		}
 		return nil

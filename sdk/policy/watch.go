@@ -3,7 +3,7 @@ package policy
 import (
 	"context"
 	"log/slog"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -29,26 +29,28 @@ func follow(ctx context.Context, log *slog.Logger, poll time.Duration, folders f
 		defer watcher.Close()
 		events = watcher.Events
 	}
-	watched := map[string]bool{}
+	var watched []string
 	rewatch := func() {
-		if watcher == nil {
-			return
-		}
-		now := map[string]bool{}
-		for _, dir := range folders() {
-			now[filepath.Clean(dir)] = true
-		}
-		for dir := range watched {
-			if !now[dir] {
-				watcher.Remove(dir) // gone already, most often
-				delete(watched, dir)
+		for range 16 {
+			if watcher == nil {
+				return
 			}
-		}
-		for dir := range now {
-			// Added again each time: the folder behind a name may be another.
-			if watcher.Add(dir) == nil {
-				watched[dir] = true
+			now := folders()
+			for _, dir := range watched {
+				if !slices.Contains(now, dir) {
+					watcher.Remove(dir) // gone already, most often
+				}
 			}
+			for _, dir := range now {
+				// Added again each time: the folder behind a name may be another.
+				_ = watcher.Add(dir) // what is gone already is not there next time
+			}
+			// What was made in a folder before it was watched is no event: until
+			// no other folders are found.
+			if slices.Equal(now, watched) {
+				return
+			}
+			watched = now
 		}
 	}
 	tick := time.NewTicker(poll)
