@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -14,13 +15,18 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -422,6 +428,50 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	}
 }
 
+// A state file that cannot be written says nothing against the bundle, and
+// what a kill left beside it is removed.
+func TestABundleIsTriedAgainOnceItsRevisionCanBeKept(t *testing.T) {
+	s := newSigner(t)
+	dir := t.TempDir()
+	in := ask("a", "b", "predict", "llm", "m")
+	var logged syncBuffer
+	e := policy.NewEngine(policy.Config{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+	f := policy.BundleFile{Path: filepath.Join(dir, "b.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(dir, "later", "highest"), Poll: 20 * time.Millisecond}
+	write(t, f.Path, string(pack(t, s.sign(t, revision(1, "allow := true")))))
+	running(t, func(ctx context.Context) error { return f.Run(ctx, e) })
+	deadline := time.Now().Add(time.Minute)
+	for !strings.Contains(logged.String(), "keep the highest revision") {
+		if time.Now().After(deadline) {
+			t.Fatalf("a state that cannot be written is not told: %s", logged.String())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if d := e.Decide(t.Context(), &in); d.Cause != policy.CauseNoPolicy {
+		t.Errorf("in force although its revision is not kept: %+v", d)
+	}
+	if err := os.Mkdir(filepath.Dir(f.State), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, e, in, true)
+}
+
+func TestWhatAKillLeftBesideTheStateIsRemoved(t *testing.T) {
+	s := newSigner(t)
+	f := policy.BundleFile{Path: filepath.Join(t.TempDir(), "b.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(t.TempDir(), "highest"), Poll: time.Hour}
+	write(t, f.Path, string(pack(t, s.sign(t, revision(1, "allow := true")))))
+	left := filepath.Join(filepath.Dir(f.State), ".new-"+rand.Text())
+	write(t, left, "{")
+	if err := os.Chtimes(left, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	running(t, func(ctx context.Context) error { return f.Run(ctx, e) })
+	eventually(t, e, ask("a", "b", "predict", "llm", "m"), true)
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
 func gz(t testing.TB, raw []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -433,4 +483,22 @@ func gz(t testing.TB, raw []byte) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// syncBuffer is a log that is read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }

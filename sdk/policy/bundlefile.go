@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -99,12 +100,15 @@ func (b BundleFile) load(ctx context.Context, e *Engine, raw []byte) error {
 
 // Run puts the bundle into force and follows the file until ctx ends, and
 // returns nil then; it fails at once with the error of Check. What does not
-// load is logged and counted, and leaves the bundle before in force.
+// load is logged and counted, and leaves the bundle before in force; where
+// State cannot be read or written, the same bundle is tried again every Poll.
 func (b BundleFile) Run(ctx context.Context, e *Engine) error {
 	if err := b.Check(); err != nil {
 		return err
 	}
+	durable.Tidy(filepath.Dir(b.State))
 	tried, failed := "", ""
+	var again time.Time // when the same bundle is tried again; zero is never
 	follow(ctx, e.config.Logger, b.Poll, func() []string { return []string{filepath.Dir(b.Path)} }, func() {
 		raw, err := readBounded(b.Path, MaxBundleBytes)
 		if err != nil {
@@ -114,9 +118,12 @@ func (b BundleFile) Run(ctx context.Context, e *Engine) error {
 			}
 			return
 		}
-		if now := string(sum(raw)); now != tried || failed != "" {
-			tried, failed = now, ""
-			b.load(ctx, e, raw) // says itself what is wrong
+		if now := string(sum(raw)); now != tried || failed != "" || !again.IsZero() && time.Now().After(again) {
+			tried, failed, again = now, "", time.Time{}
+			if err := b.load(ctx, e, raw); errors.As(err, new(*stateError)) { // load says itself what is wrong
+				// By a tick: trying to write may itself be a change that is seen.
+				again = time.Now().Add(cmp.Or(max(b.Poll, 0), defaultPoll) / 2)
+			}
 		}
 	})
 	return nil
@@ -126,6 +133,13 @@ func sum(raw []byte) []byte {
 	s := sha256.Sum256(raw)
 	return s[:]
 }
+
+// stateError is an error of the state file, not of the bundle, which is tried
+// again.
+type stateError struct{ error }
+
+// Unwrap returns what happened to the file.
+func (e *stateError) Unwrap() error { return e.error }
 
 // highest is the content of the state file.
 type highest struct {
@@ -156,7 +170,7 @@ func readHighest(file string) (highest, error) {
 		err = errors.New("it holds no revision")
 	}
 	if err != nil {
-		return highest{}, fmt.Errorf("the highest revision that was in force is not known: %s: %w; remove the file to accept any", file, err)
+		return highest{}, &stateError{fmt.Errorf("the highest revision that was in force is not known: %s: %w; remove the file to accept any", file, err)}
 	}
 	return h, nil
 }
@@ -165,7 +179,7 @@ func readHighest(file string) (highest, error) {
 func writeHighest(file string, h highest) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("keep the highest revision: %w", err)
+			err = &stateError{fmt.Errorf("keep the highest revision: %w", err)}
 		}
 	}()
 	raw, err := json.Marshal(h)

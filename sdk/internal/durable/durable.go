@@ -7,6 +7,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
+	"time"
 )
 
 // Create writes a file that is not there yet, and syncs it; its name is
@@ -25,9 +27,9 @@ func Create(path string, data []byte) error {
 
 // Replace writes a file in one step: aside, then renamed. After an error the
 // old content is there, or, when only the folder could not be synced, the new.
-// A process that is killed may leave a file ".new-…" beside it.
+// A process that is killed may leave a file ".new-…" beside it: see Tidy.
 func Replace(path string, data []byte) error {
-	next := filepath.Join(filepath.Dir(path), ".new-"+rand.Text())
+	next := filepath.Join(filepath.Dir(path), beside+rand.Text())
 	err := Create(next, data)
 	if err == nil {
 		err = os.Rename(next, path)
@@ -37,6 +39,27 @@ func Replace(path string, data []byte) error {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+const beside = ".new-" // and rand.Text
+
+var left = regexp.MustCompile(`^\` + beside + `[A-Z2-7]{26}$`)
+
+// Tidy removes from a folder what processes that were killed in Replace left.
+// What is younger than a minute may be somebody's who writes just now.
+func Tidy(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return // nothing is there, or whoever writes will hear of it
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !left.MatchString(e.Name()) {
+			continue
+		}
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
+			_ = os.Remove(filepath.Join(dir, e.Name())) // or the next time
+		}
+	}
 }
 
 // SyncDir makes the names in a folder durable.

@@ -1,9 +1,11 @@
 package durable
 
 import (
+	"crypto/rand"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 func TestAFileIsTheOldOrTheNew(t *testing.T) {
@@ -33,5 +35,33 @@ func TestAFileIsTheOldOrTheNew(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left over after a failure: %v, %v", entries, err)
+	}
+}
+
+func TestWhatAKillLeftIsRemovedAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	young := ".new-" + rand.Text()
+	for name, age := range map[string]time.Duration{".new-" + rand.Text(): time.Hour, young: 0, ".new-mine": time.Hour, "f": time.Hour} {
+		if err := Create(filepath.Join(dir, name), nil); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-age)
+		if err := os.Chtimes(filepath.Join(dir, name), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	Tidy(dir)
+	Tidy(filepath.Join(dir, "missing"))
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); name != young && name != ".new-mine" && name != "f" {
+			t.Errorf("%s is left", name)
+		}
+	}
+	if len(entries) != 3 {
+		t.Errorf("left: %v", entries)
 	}
 }
