@@ -268,8 +268,11 @@ func (e *Engine) probe(ctx context.Context, s *state) error {
 	if len(s.programs) == 0 {
 		return nil // everything is denied, as asked
 	}
+	// What requests have used up is no reason to refuse a policy, least of all
+	// the one that mends it.
+	slow := &share{part: e.config.SlowShare}
 	for _, p := range e.config.Probes {
-		if d := e.decide(ctx, s, &p.Input); d.Allowed != p.Allowed {
+		if d := e.decide(ctx, s, &p.Input, slow); d.Allowed != p.Allowed {
 			return &ProbeError{p.Name, p.Allowed, d}
 		}
 	}
@@ -278,12 +281,12 @@ func (e *Engine) probe(ctx context.Context, s *state) error {
 
 // Decide asks all policies in force. It counts, and does not log: see Record.
 func (e *Engine) Decide(ctx context.Context, in *Input) Decision {
-	d := e.decide(ctx, e.state.Load(), in)
+	d := e.decide(ctx, e.state.Load(), in, &e.slow)
 	e.metrics.decided(d)
 	return d
 }
 
-func (e *Engine) decide(ctx context.Context, s *state, in *Input) Decision {
+func (e *Engine) decide(ctx context.Context, s *state, in *Input, slow *share) Decision {
 	began := time.Now()
 	d := Decision{ID: DecisionID{e.id, e.count.Add(1)}, Policies: s.loaded}
 	if err := in.check(); err != nil {
@@ -301,7 +304,7 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input) Decision {
 	now := e.config.Now()
 	for _, p := range s.programs {
 		start := time.Since(e.began)
-		within := e.slow.within(start, e.config.Deadline)
+		within := slow.within(start, e.config.Deadline)
 		if within < e.config.Deadline {
 			e.metrics.throttled.Inc()
 		}
@@ -311,7 +314,7 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input) Decision {
 			var steps uint32
 			d.Cause, d.Detail, steps = p.evaluate(ctx, input, now, e.began.Add(start), within, patience*e.config.Deadline)
 			if c := cost(time.Since(e.began)-start, e.config.Deadline, steps, d.Cause == CauseDeadline); c > 0 {
-				e.slow.charge(start, c)
+				slow.charge(start, c)
 			}
 		}
 		if d.Cause != CauseAllowed {

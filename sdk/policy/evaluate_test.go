@@ -1,8 +1,11 @@
 package policy
 
 import (
+	"log/slog"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // A busy machine must not deny what an idle one allows.
@@ -74,5 +77,19 @@ func TestTheShareOfSlowEvaluationsIsPaidByTime(t *testing.T) {
 	}
 	if got := s.within(time.Hour+4500*time.Millisecond, full); got != full {
 		t.Errorf("after it is paid %s", got)
+	}
+}
+
+// The policy that mends one that loops comes while requests loop.
+func TestProbesAreAskedWhateverRequestsHaveUsedUp(t *testing.T) {
+	in := Input{Identity: spiffeid.RequireFromString("spiffe://a.example/x"), Operation: "predict", Request: Request{Method: "GET", Path: "/"}}
+	e := NewEngine(Config{Logger: slog.New(slog.DiscardHandler), Deadline: time.Second, Probes: []Probe{{Name: "predict", Input: in, Allowed: true}}})
+	e.slow.charge(time.Since(e.began), time.Hour)
+	p := Policy{Name: "p", Modules: map[string]string{"p.rego": "package legation\nallow := true"}}
+	if err := e.Set(t.Context(), "test", p); err != nil {
+		t.Error(err)
+	}
+	if d := e.Decide(t.Context(), &in); d.Cause != CauseThrottled {
+		t.Errorf("a request is %s, want throttled", d.Cause)
 	}
 }
