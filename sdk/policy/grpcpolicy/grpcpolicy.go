@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -110,8 +109,7 @@ type decided struct {
 	interceptors *Interceptors
 	method       string
 
-	mu      sync.Mutex // guards changed
-	changed <-chan struct{}
+	changed <-chan struct{} // RecvMsg's, which is not called by two at once
 }
 
 // Context has the decision.
@@ -122,8 +120,6 @@ func (s *decided) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	select {
 	case <-s.changed:
 		_, s.changed = s.interceptors.engine.Loaded()
