@@ -141,7 +141,7 @@ func (i *Interceptors) decide(ctx context.Context, method string) policy.Decisio
 	}
 	r := policy.Record{Decision: d, Identity: in.Identity, Operation: in.Operation, Type: in.Resource.Type, Name: in.Resource.Name,
 		Method: in.Request.Method}
-	if d.Cause != policy.CausePath && d.Cause != policy.CauseNoRoute {
+	if err == nil {
 		r.Route = method // it is one of the table's, or of a service of it
 	}
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,28 @@ func TestUnaryCallsAreDecided(t *testing.T) {
 				t.Errorf("the peer is told more than no: %v", err)
 			}
 		})
+	}
+}
+
+func TestAMethodThatTheTableLacksIsNotRecorded(t *testing.T) {
+	var got policy.Record
+	e, err := policy.New(t.Context(), policy.Config{Logger: slog.New(slog.DiscardHandler), OnDecision: func(_ context.Context, r policy.Record) { got = r }}, rules("allow := true"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := grpcpolicy.New(grpcpolicy.Config{Engine: e, Methods: table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for method, want := range map[string]string{
+		"/grpc.health.v1.Health/Check": "/grpc.health.v1.Health/Check", "/secret.Service/Method": "", "secret": "",
+		"/secret.Service/" + strings.Repeat("x", policy.MaxPathBytes): "",
+	} {
+		_, _ = i.Unary(with("spiffe://a.example/x"), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
+		if got.Cause == "" || got.Route != want {
+			t.Errorf("%.40s: %s, recorded as %.40q", method, got.Cause, got.Route)
+		}
+		got = policy.Record{}
 	}
 }
 
