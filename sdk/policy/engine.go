@@ -329,14 +329,17 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input, slow *share) D
 
 func (d Decision) refuse(err error) Decision {
 	d.Allowed, d.Cause, d.Detail = false, CauseMalformed, err.Error()
-	var r *Refusal
-	if errors.As(err, &r) {
-		d.Cause, d.Detail = r.Cause, r.Detail
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		d.Detail = r.Detail
+		if slices.Contains(causes, r.Cause) && r.Cause != CauseAllowed {
+			d.Cause = r.Cause
+		}
 	}
 	return d
 }
 
-// Refuse is the Decision for a request that no policy is asked about.
+// Refuse is the Decision for a request that no policy is asked about: by the
+// cause of a *Refusal, or as malformed.
 func (e *Engine) Refuse(err error) Decision {
 	d := Decision{ID: DecisionID{e.id, e.count.Add(1)}, Policies: e.state.Load().loaded}.refuse(err)
 	e.metrics.decided(d)

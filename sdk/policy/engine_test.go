@@ -69,6 +69,20 @@ func TestNoPolicyAndNoPeerAreDenials(t *testing.T) {
 	}
 }
 
+func TestARefusalIsNeverAnAllowedDecision(t *testing.T) {
+	e := engine(t, policy.Config{}, source("allow := true"))
+	for err, want := range map[error]policy.Cause{
+		errors.New("x"): policy.CauseMalformed,
+		fmt.Errorf("y: %w", &policy.Refusal{Cause: policy.CausePath}): policy.CausePath,
+		&policy.Refusal{Cause: policy.CauseAllowed}:                   policy.CauseMalformed,
+		&policy.Refusal{Cause: "one of somebody else"}:                policy.CauseMalformed,
+	} {
+		if d := e.Refuse(err); d.Allowed || d.Cause != want {
+			t.Errorf("%v: %+v; want %s", err, d, want)
+		}
+	}
+}
+
 func TestABadPolicyKeepsTheOneBefore(t *testing.T) {
 	var logged bytes.Buffer
 	registry := prometheus.NewRegistry()
