@@ -197,7 +197,8 @@ func (r *Request) term() *ast.Term {
 func (in *Input) Value() ast.Value { return in.term(identityTerm(in.Identity), true).Value }
 
 // HeaderNames checks an allow-list of headers: lower case, sorted, and none
-// that carries a secret, for what a policy sees its author can learn.
+// that carries a secret, for what a policy sees its author can learn, or says
+// who calls, for that is input.identity alone.
 func HeaderNames(names []string) ([]string, error) {
 	out := make([]string, 0, len(names))
 	for _, n := range names {
@@ -208,7 +209,7 @@ func HeaderNames(names []string) ([]string, error) {
 		}):
 			return nil, fmt.Errorf("%q is not a header's name", n)
 		case secretHeader(lower):
-			return nil, fmt.Errorf("header %s carries a secret: a policy must not see it; decide by identity", lower)
+			return nil, fmt.Errorf("header %s carries a secret or an identity: a policy must not see it; decide by identity", lower)
 		case !slices.Contains(out, lower):
 			out = append(out, lower)
 		}
@@ -218,9 +219,9 @@ func HeaderNames(names []string) ([]string, error) {
 }
 
 func secretHeader(lower string) bool {
-	switch lower {
+	switch strings.TrimSuffix(strings.ReplaceAll(lower, "_", "-"), "-bin") {
 	case "authorization", "proxy-authorization", "cookie", "set-cookie", "x-workload-identity", "x-api-key", "x-auth-token",
-		"workload-id", "spiffe-id": // the last two are who somebody says the caller is
+		"workload-id", "spiffe-id", "x-forwarded-client-cert": // the last three are who somebody says the caller is
 		return true
 	}
 	return false
