@@ -233,7 +233,8 @@ func TestDecisionLogsHoldNoSecrets(t *testing.T) {
 	serve(t, e, routes, request("GET", "/v1/keys/secret-name?token=secret-token", "spiffe://a.example/ns/x/sa/y", "X-Tenant: secret-tenant"), 200)
 	serve(t, e, routes, request("GET", "/v1/keys/secret-name?token=secret-token", "spiffe://a.example/ns/x/sa/y", "X-Tenant: secret-other"), 403)
 	serve(t, e, routes, request("GET", "/v1//secret", "spiffe://a.example/ns/x/sa/y", "Authorization: secret"), 403)
-	if s := logged.String(); strings.Contains(s, "secret") || strings.Count(s, "policy decision") != 3 {
+	serve(t, e, routes, request(strings.Repeat("M", 1<<16), "/", "spiffe://a.example/ns/x/sa/y"), 403)
+	if s := logged.String(); strings.Contains(s, "secret") || strings.Count(s, "policy decision") != 4 || len(s) > 4096 {
 		t.Errorf("the log: %s", s)
 	}
 	for _, want := range []string{"decision_id=", "cause=path", "cause=undefined", "spiffe_id=spiffe://a.example/ns/x/sa/y", "policies=p@1", "resource_name=***", "duration="} {
@@ -241,7 +242,7 @@ func TestDecisionLogsHoldNoSecrets(t *testing.T) {
 			t.Errorf("the log lacks %s: %s", want, logged.String())
 		}
 	}
-	if len(records) != 3 || strings.Contains(fmt.Sprintf("%+v", records), "secret") {
+	if len(records) != 4 || strings.Contains(fmt.Sprintf("%+v", records), "secret") {
 		t.Errorf("the hook got %+v", records)
 	}
 }
@@ -260,7 +261,7 @@ func TestDecisionLogsAreBounded(t *testing.T) {
 }
 
 func TestHeadersWithSecretsCannotBeSelected(t *testing.T) {
-	for _, h := range []string{"Authorization", "cookie", "x-workload-identity", "", "a b", "Spiffe-Id"} {
+	for _, h := range []string{"Authorization", "cookie", "x-workload-identity", "", "a b", "Spiffe-Id", "spiffe_id", "workload-id-bin", "X-Forwarded-Client-Cert"} {
 		if _, err := policy.NewRoutes(policy.RouteConfig{Headers: []string{h}}); err == nil {
 			t.Errorf("header %q was taken", h)
 		}

@@ -46,13 +46,17 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.next.ServeHTTP(w, r.WithContext(ContextWithDecision(ctx, d)))
 }
 
+// maxLoggedMethod bounds what is logged of a method that no route has: it is
+// the peer's word.
+const maxLoggedMethod = 32
+
 func newRecord(in *Input, route Route, r *http.Request, d Decision) Record {
 	name := in.Resource.Name
 	if slices.Contains(route.Mask, "name") {
 		name = masked
 	}
 	return Record{Decision: d, Identity: in.Identity, Operation: in.Operation, Type: in.Resource.Type, Name: name,
-		Method: r.Method, Route: route.Pattern, Remote: r.RemoteAddr}
+		Method: r.Method[:min(len(r.Method), maxLoggedMethod)], Route: route.Pattern, Remote: r.RemoteAddr}
 }
 
 type decisionKey struct{}
