@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -187,14 +188,7 @@ func checkBounds(p Policy) (ast.Ref, error) {
 	return ref, nil
 }
 
-func fileNames(p Policy) []string {
-	names := make([]string, 0, len(p.Modules))
-	for name := range p.Modules {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
+func fileNames(p Policy) []string { return slices.Sorted(maps.Keys(p.Modules)) }
 
 // parseAll parses every module and checks what the compiler does not. v0 says
 // whether any is of the old language, whose deprecated built-ins then exist.

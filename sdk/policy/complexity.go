@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"fmt"
-
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
@@ -20,13 +18,6 @@ const (
 // complexity refuses modules that would take the compiler too long.
 func complexity(modules map[string]*ast.Module, names []string) Errors {
 	var wrong Errors
-	refuse := func(at *ast.Location, format string, args ...any) {
-		e := &Error{Message: fmt.Sprintf(format, args...)}
-		if at != nil {
-			e.File, e.Line, e.Column = at.File, at.Row, at.Col
-		}
-		wrong = append(wrong, e)
-	}
 	rules := 0
 	unfold := unfolding{rules: map[string][]*ast.Rule{}, sizes: map[string]int{}}
 	for _, file := range names {
@@ -43,13 +34,13 @@ func complexity(modules map[string]*ast.Module, names []string) Errors {
 			depth, comprehensions := nesting(r)
 			switch {
 			case elses > maxElse:
-				refuse(r.Loc(), "a rule with %d else; at most %d", elses, maxElse)
+				wrong.at(r.Loc(), "a rule with %d else; at most %d", elses, maxElse)
 			case comprehensions > maxComprehensions:
-				refuse(r.Loc(), "%d comprehensions or template strings within each other; at most %d: give the inner ones names", comprehensions, maxComprehensions)
+				wrong.at(r.Loc(), "%d comprehensions or template strings within each other; at most %d: give the inner ones names", comprehensions, maxComprehensions)
 			case keys(r) > maxKeys:
-				refuse(r.Loc(), "more than %d objects within the keys of each other", maxKeys)
+				wrong.at(r.Loc(), "more than %d objects within the keys of each other", maxKeys)
 			case depth > maxDepth:
-				refuse(r.Loc(), "an expression %d terms deep; at most %d", depth, maxDepth)
+				wrong.at(r.Loc(), "an expression %d terms deep; at most %d", depth, maxDepth)
 			}
 			name := ruleName(r)
 			unfold.rules[name] = append(unfold.rules[name], r)
@@ -65,7 +56,7 @@ func complexity(modules map[string]*ast.Module, names []string) Errors {
 		if m := modules[file]; m != nil {
 			for _, r := range m.Rules {
 				if unfold.size(ruleName(r)) > maxUnfolded {
-					refuse(r.Loc(), "rule %s, with all rules that it uses written out, has more than %d terms: use fewer rules that are built out of rules twice", ruleName(r), maxUnfolded)
+					wrong.at(r.Loc(), "rule %s, with all rules that it uses written out, has more than %d terms: use fewer rules that are built out of rules twice", ruleName(r), maxUnfolded)
 					return wrong
 				}
 			}

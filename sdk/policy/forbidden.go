@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -23,13 +22,6 @@ var pattern = map[string]int{
 // looks at what was written, before the compiler rewrites it.
 func forbidden(m *ast.Module) Errors {
 	var wrong Errors
-	refuse := func(at *ast.Location, format string, args ...any) {
-		e := &Error{Message: fmt.Sprintf(format, args...)}
-		if at != nil {
-			e.File, e.Line, e.Column = at.File, at.Row, at.Col
-		}
-		wrong = append(wrong, e)
-	}
 	call := func(at *ast.Location, terms []*ast.Term) {
 		if len(terms) == 0 {
 			return
@@ -42,11 +34,11 @@ func forbidden(m *ast.Module) Errors {
 		literal, ok := terms[n+1].Value.(ast.String)
 		switch {
 		case !ok:
-			refuse(at, "the pattern of %s is not a literal string: a name would be read as a pattern; write it out, or compare with ==, startswith or endswith", name)
+			wrong.at(at, "the pattern of %s is not a literal string: a name would be read as a pattern; write it out, or compare with ==, startswith or endswith", name)
 		case len(literal) > maxPatternBytes:
-			refuse(at, "the pattern of %s has %d bytes; at most %d", name, len(literal), maxPatternBytes)
+			wrong.at(at, "the pattern of %s has %d bytes; at most %d", name, len(literal), maxPatternBytes)
 		case name == "glob.match" && strings.Count(string(literal), "*") > maxGlobStars:
-			refuse(at, "the pattern of %s has more than %d stars", name, maxGlobStars)
+			wrong.at(at, "the pattern of %s has more than %d stars", name, maxGlobStars)
 		}
 	}
 	ast.WalkNodes(m, func(n ast.Node) bool {
@@ -55,10 +47,10 @@ func forbidden(m *ast.Module) Errors {
 			for _, w := range x.With {
 				ref, ok := w.Target.Value.(ast.Ref)
 				if !ok || !ref.HasPrefix(ast.InputRootRef) && !ref.HasPrefix(ast.DefaultRootRef) {
-					refuse(w.Loc(), `"with" replaces %s: only input and data can be replaced, never a function`, w.Target)
+					wrong.at(w.Loc(), `"with" replaces %s: only input and data can be replaced, never a function`, w.Target)
 				}
 				if _, function := ast.BuiltinMap[w.Value.Value.String()]; function {
-					refuse(w.Loc(), `"with" puts the function %s in: only values can be put in`, w.Value)
+					wrong.at(w.Loc(), `"with" puts the function %s in: only values can be put in`, w.Value)
 				}
 			}
 			if terms, ok := x.Terms.([]*ast.Term); ok {

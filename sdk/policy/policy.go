@@ -171,6 +171,15 @@ func mistake(format string, args ...any) Errors {
 	return Errors{{Message: fmt.Sprintf(format, args...)}}
 }
 
+// at adds a mistake and its place.
+func (e *Errors) at(place *ast.Location, format string, args ...any) {
+	one := &Error{Message: fmt.Sprintf(format, args...)}
+	if place != nil {
+		one.File, one.Line, one.Column = place.File, place.Row, place.Col
+	}
+	*e = append(*e, one)
+}
+
 // fromOPA keeps the places of OPA's own errors.
 func fromOPA(err error) Errors {
 	var list ast.Errors
@@ -179,16 +188,13 @@ func fromOPA(err error) Errors {
 	}
 	out := make(Errors, 0, len(list))
 	for _, e := range list {
-		one := &Error{Message: e.Code + ": " + e.Message}
-		if e.Location != nil {
-			one.File, one.Line, one.Column = e.Location.File, e.Location.Row, e.Location.Col
-		}
+		details := ""
 		if e.Details != nil {
 			if lines := e.Details.Lines(); len(lines) > 0 && len(lines) <= 4 {
-				one.Message += " (" + strings.Join(trimAll(lines), " ") + ")"
+				details = " (" + strings.Join(trimAll(lines), " ") + ")"
 			}
 		}
-		out = append(out, one)
+		out.at(e.Location, "%s: %s%s", e.Code, e.Message, details)
 	}
 	return out
 }
