@@ -63,12 +63,7 @@ func (b BundleFile) Load(ctx context.Context, e *Engine) error {
 	return b.load(ctx, e, raw)
 }
 
-func (b BundleFile) name() string {
-	if b.Name != "" {
-		return b.Name
-	}
-	return filepath.Base(b.Path)
-}
+func (b BundleFile) name() string { return cmp.Or(b.Name, filepath.Base(b.Path)) }
 
 func (b BundleFile) load(ctx context.Context, e *Engine, raw []byte) error {
 	refuse := func(err error) error {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -33,10 +34,7 @@ type Directory struct {
 // Load reads the folder. The Policy's version is a hash of what was read.
 // Errors name the file; a folder without *.rego is one.
 func (d Directory) Load() (Policy, error) {
-	p := Policy{Name: d.Name, Query: d.Query, RegoV0: d.RegoV0, Modules: map[string]string{}}
-	if p.Name == "" {
-		p.Name = filepath.Base(filepath.Clean(d.Path))
-	}
+	p := Policy{Name: d.name(), Query: d.Query, RegoV0: d.RegoV0, Modules: map[string]string{}}
 	total := 0
 	err := filepath.WalkDir(d.Path, func(file string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -85,6 +83,8 @@ func (d Directory) Load() (Policy, error) {
 	return p, nil
 }
 
+func (d Directory) name() string { return cmp.Or(d.Name, filepath.Base(d.Path)) }
+
 // Run puts the folder's policy into force and follows the folder until ctx
 // ends, and returns nil then. What does not load is logged and counted, and
 // leaves the policy before in force.
@@ -96,7 +96,7 @@ func (d Directory) Run(ctx context.Context, e *Engine) error {
 		if err != nil {
 			if failed != err.Error() {
 				failed = err.Error()
-				e.refused("directory", Policy{Name: d.Name}, err)
+				e.refused("directory", Policy{Name: d.name()}, err)
 			}
 			return
 		}
