@@ -118,7 +118,7 @@ func TestA58NoPolicyOutlivesItsDeadline(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			// The loop hides behind an operation that no test question has.
-			e := engine(t, policy.Config{Deadline: 5 * time.Millisecond}, source(tt.helpers+"\nallow if { input.operation == \"loop\"; "+tt.body+" }"))
+			e := engine(t, policy.Config{Deadline: 25 * time.Millisecond}, source(tt.helpers+"\nallow if { input.operation == \"loop\"; "+tt.body+" }"))
 			in := ask("a", "b", "loop", "llm", "m")
 			began := time.Now()
 			if d := e.Decide(t.Context(), &in); d.Cause != policy.CauseDeadline || time.Since(began) > 20*time.Second {

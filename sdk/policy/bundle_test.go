@@ -370,7 +370,7 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	s := newSigner(t)
 	dir := t.TempDir()
 	f := policy.BundleFile{Path: filepath.Join(dir, "bundle.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(dir, "highest")}
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	load := func(e *policy.Engine, n int, rules string) error {
 		if err := os.WriteFile(f.Path, pack(t, s.sign(t, revision(n, rules))), 0o600); err != nil {
 			t.Fatal(err)
@@ -402,7 +402,7 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A restart: a new engine, the same state.
-	again := policy.NewEngine(policy.Config{Logger: quiet()})
+	again := empty()
 	if err := load(again, 4, "allow := true"); err == nil || allowed(again) {
 		t.Errorf("a restart was rolled back: %v", err)
 	}
@@ -414,11 +414,11 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	if err := os.WriteFile(f.State, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := load(policy.NewEngine(policy.Config{Logger: quiet()}), 9, "allow := true"); err == nil || !strings.Contains(err.Error(), "not known") {
+	if err := load(empty(), 9, "allow := true"); err == nil || !strings.Contains(err.Error(), "not known") {
 		t.Errorf("a state without a revision: %v", err)
 	}
 	f.State = filepath.Join(dir, "missing", "highest")
-	fresh := policy.NewEngine(policy.Config{Logger: quiet()})
+	fresh := empty()
 	if err := load(fresh, 9, "allow := true"); err == nil || allowed(fresh) {
 		t.Errorf("a revision that could not be kept is in force: %v", err)
 	}
@@ -464,7 +464,7 @@ func TestWhatAKillLeftBesideTheStateIsRemoved(t *testing.T) {
 	if err := os.Chtimes(left, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	running(t, func(ctx context.Context) error { return f.Run(ctx, e) })
 	eventually(t, e, ask("a", "b", "predict", "llm", "m"), true)
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {

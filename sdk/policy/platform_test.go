@@ -131,7 +131,7 @@ func TestPlatformPolicyAgreesWithTheSameInGo(t *testing.T) {
 		}
 		p := platformPolicy(t)
 		p.Data = raw
-		e := engine(t, policy.Config{Deadline: 1e9}, p) // a busy machine must not change an answer
+		e := engine(t, policy.Config{}, p)
 		for range 500 {
 			id := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", pick(domains[0], domains[0], domains[1]), pick(namespaces...), pick(accounts...))
 			if rng.IntN(20) == 0 {

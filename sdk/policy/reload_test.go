@@ -68,7 +68,7 @@ const (
 func TestAFolderIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	in := ask("a", "b", "predict", "llm", "m")
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	file := filepath.Join(dir, "p.rego")
 	write(t, file, yes)
 	// An hour: what follows is seen by the watcher.
@@ -113,7 +113,7 @@ func TestAMountedConfigMapIsFollowed(t *testing.T) {
 	if err := os.Symlink(filepath.Join("..data", "p.rego"), filepath.Join(dir, "p.rego")); err != nil {
 		t.Fatal(err)
 	}
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	running(t, func(ctx context.Context) error { return policy.Directory{Path: dir, Poll: time.Hour}.Run(ctx, e) })
 	eventually(t, e, in, true)
 	swap("..2", no)
@@ -127,7 +127,7 @@ func TestAFolderThatCannotBeWatchedIsPolled(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "later")
 	in := ask("a", "b", "predict", "llm", "m")
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	running(t, func(ctx context.Context) error {
 		return policy.Directory{Path: dir, Poll: 20 * time.Millisecond}.Run(ctx, e)
 	})
@@ -142,7 +142,7 @@ func TestABundleFileIsFollowed(t *testing.T) {
 	f := policy.BundleFile{Path: filepath.Join(dir, "b.tar.gz"), Keys: []policy.Key{s.public()}, State: filepath.Join(t.TempDir(), "highest"), Poll: time.Hour}
 	put := func(n int, rules string) { write(t, f.Path, string(pack(t, s.sign(t, revision(n, rules))))) }
 	put(1, "allow := true")
-	e := policy.NewEngine(policy.Config{Logger: quiet()})
+	e := empty()
 	running(t, func(ctx context.Context) error { return f.Run(ctx, e) })
 	eventually(t, e, in, true)
 	put(2, "allow := false")

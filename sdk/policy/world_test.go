@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -28,6 +29,15 @@ func platformPolicy(t testing.TB) policy.Policy {
 		Modules: map[string]string{"roles.rego": string(read(t, platform+"/roles.rego"))}, Data: read(t, platform+"/data.json")}
 }
 
+// patient is a deadline that a decision keeps on a machine that is busy with
+// something else.
+const patient = 5 * time.Second
+
+// empty is an engine without policies.
+func empty() *policy.Engine {
+	return policy.NewEngine(policy.Config{Logger: quiet(), Deadline: patient})
+}
+
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func ask(ns, sa, operation, typ, name string) policy.Input {
@@ -42,6 +52,9 @@ func engine(t testing.TB, c policy.Config, policies ...policy.Policy) *policy.En
 	t.Helper()
 	if c.Logger == nil {
 		c.Logger = quiet()
+	}
+	if c.Deadline == 0 {
+		c.Deadline = patient
 	}
 	e, err := policy.New(context.Background(), c, policies...)
 	if err != nil {
