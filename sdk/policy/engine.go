@@ -28,9 +28,9 @@ type Config struct {
 	Deadline time.Duration
 	// SlowShare bounds what evaluations that take more than a tenth of
 	// Deadline, and 512 steps, may use together, as a part of one core;
-	// default 0.1. After
-	// a burst of 200 ms they are given a 32nd of Deadline, and then none:
-	// requests are denied with CauseThrottled until the share is paid.
+	// default 0.1. After a burst of 200 ms all are given a 32nd of Deadline, and
+	// after another none: requests are denied with CauseThrottled until the
+	// share is paid.
 	SlowShare float64
 	// Probes are asked of every set of policies before it comes into force: a
 	// set that answers one of them otherwise is refused. For what must never

@@ -29,7 +29,7 @@ func newEngineMetrics(r prometheus.Registerer, log *slog.Logger) *engineMetrics 
 		loaded: shared(r, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "legation_policy_loaded",
 			Help: "1 while a policy is in force, 0 while it was refused and has no predecessor."}, []string{"policy"})),
 		throttled: shared(r, log, prometheus.NewCounter(prometheus.CounterOpts{Name: "legation_policy_throttled_total",
-			Help: "Evaluations cut short because slow ones had used up their share."})),
+			Help: "Evaluations that were given less time, or none, because slow ones had used up their share."})),
 	}
 	for _, c := range causes {
 		decision := "denied"

@@ -73,8 +73,8 @@
 //   - legation_policy_loads_total{source, result}: loaded, refused, unchanged
 //   - legation_policy_loaded{policy}: 1 while in force, 0 while one that was
 //     refused has no predecessor
-//   - legation_policy_throttled_total: evaluations that were cut short
-//     because others had used up what slow evaluations may use
+//   - legation_policy_throttled_total: evaluations that were given less time,
+//     or none, because others had used up what slow evaluations may use
 package policy
 
 import (
