@@ -124,7 +124,7 @@ func TestASignerThatPanicsIsAskedAgain(t *testing.T) {
 		}()
 		out.Header(t.Context(), w.ca.ID("stock"))
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := out.Header(ctx, w.ca.ID("stock")); err != nil {
 		t.Error(err)

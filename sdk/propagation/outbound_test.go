@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -104,37 +105,42 @@ func TestAnAuthorityThatSignsPlainTokensBeginsTheChainAnewAndSaysSo(t *testing.T
 }
 
 func TestManyCallsAskOnce(t *testing.T) {
-	w := newWorld(t)
-	release := make(chan struct{})
-	s := &slow{source: w.source("shop"), release: release}
-	o := w.outbound("shop", func(c *Config) { c.Tokens = s })
-	ctx, cancel := context.WithCancel(context.Background())
-	var all sync.WaitGroup
-	for range 16 {
-		all.Go(func() {
-			if _, err := o.Header(context.Background(), w.ca.ID("orders")); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	s.begun.Do(func() {}) // whoever comes first asks
-	all.Go(func() {
-		if _, err := o.Header(ctx, w.ca.ID("orders")); err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		release := make(chan struct{})
+		s := &slow{source: w.source("shop"), release: release}
+		o := w.outbound("shop", func(c *Config) { c.Tokens = s })
+		var all sync.WaitGroup
+		for range 16 {
+			all.Go(func() {
+				if _, err := o.Header(context.Background(), w.ca.ID("orders")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // one asks, the others wait for it
+		ctx, cancel := context.WithCancel(context.Background())
+		gaveUp := make(chan error, 1)
+		go func() {
+			_, err := o.Header(ctx, w.ca.ID("orders"))
+			gaveUp <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+			t.Errorf("who gave up got %v", err)
+		}
+		close(release)
+		all.Wait()
+		if s.Asked() != 1 {
+			t.Errorf("asked %d times", s.Asked())
 		}
 	})
-	cancel()
-	close(release)
-	all.Wait()
-	if s.Asked() != 1 {
-		t.Errorf("asked %d times", s.Asked())
-	}
 }
 
 type slow struct {
 	source
 	release chan struct{}
-	begun   sync.Once
 }
 
 func (s *slow) Token(ctx context.Context, audience spiffeid.ID, ext map[string]string) (Token, error) {

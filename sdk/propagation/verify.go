@@ -50,7 +50,7 @@ func NewInbound(c Config) (*Inbound, error) {
 		return nil, errors.New("propagation.Config: Identity is not set: nobody can say whom tokens must be for; use sdk/workloadapi's Source, or identity.NewMemory")
 	}
 	if c.Mode != Edge && c.Keys == nil {
-		return nil, errors.New("propagation.Config: Keys is not set: no token could be verified; use sdk/propagation/tokens")
+		return nil, errors.New("propagation.Config: Keys is not set: no token could be verified; use sdk/workloadapi's OpenJWTSource")
 	}
 	m, err := newMetrics(c.Registerer)
 	if err != nil {
