@@ -380,7 +380,7 @@ func TestCloseWaitsAndMemoryStays(t *testing.T) {
 	w := ocspWorld(t)
 	fetcher := &responders{}
 	fetcher.set(says(t, w.issuing.answer(w.leaf)))
-	o := NewOCSP(OCSPConfig{Fetcher: fetcher, Now: func() time.Time { return now }})
+	o := NewOCSP(OCSPConfig{Fetcher: fetcher, Timeout: time.Minute, FetchTimeout: time.Minute, Now: func() time.Time { return now }})
 	w.params.OCSP = o
 	wantCause(t, w.params, "")
 	fetcher.set(hangs)
@@ -388,8 +388,10 @@ func TestCloseWaitsAndMemoryStays(t *testing.T) {
 	p.Chain = []*x509.Certificate{w.issuing.leaf(t, withURL), w.issuing.cert}
 	done := make(chan struct{})
 	go func() { defer close(done); _, _ = Verify(p) }()
-	for deadline := time.Now().Add(time.Minute); fetcher.asked.Load() < 2 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+	for deadline := time.Now().Add(time.Minute); fetcher.asked.Load() < 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody is asked")
+		}
 	}
 	if err := o.Close(); err != nil {
 		t.Fatal(err)

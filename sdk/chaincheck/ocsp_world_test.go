@@ -271,11 +271,15 @@ func nonceOf(t testing.TB, der []byte) []byte {
 	return nil
 }
 
-// newOCSP is closed at the end of the test.
+// newOCSP is closed at the end of the test. Unless told otherwise it waits for
+// longer than a busy machine takes: how long is tested where time is not real.
 func newOCSP(t testing.TB, c OCSPConfig) *OCSP {
 	t.Helper()
 	if c.Now == nil {
 		c.Now = func() time.Time { return now }
+	}
+	if c.Timeout == 0 {
+		c.Timeout, c.FetchTimeout = time.Minute, time.Minute
 	}
 	o := NewOCSP(c)
 	t.Cleanup(func() { _ = o.Close() })
