@@ -167,6 +167,12 @@ func (o *OCSP) ask(child, issuer *x509.Certificate, now time.Time) (*ocspEntry, 
 	}
 	var buffer [1024]byte
 	key := entryKey(buffer[:0], child, issuer)
+	forgotten := 0
+	defer func() {
+		if forgotten > 0 {
+			o.config.Logger.Warn("an OCSP revocation is forgotten: MaxEntries are remembered", "entries", forgotten)
+		}
+	}()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	e := o.entries[string(key)]
@@ -182,8 +188,8 @@ func (o *OCSP) ask(child, issuer *x509.Certificate, now time.Time) (*ocspEntry, 
 		return e, nil, fmt.Sprintf("%d responders are being asked already", o.flying)
 	}
 	if e == nil {
-		if len(o.entries) >= o.config.MaxEntries {
-			o.evictLocked(now)
+		if n := len(o.entries); n >= o.config.MaxEntries && o.evictLocked(now) {
+			forgotten = n
 		}
 		e = &ocspEntry{}
 		o.entries[string(key)] = e
@@ -200,8 +206,9 @@ func (o *OCSP) ask(child, issuer *x509.Certificate, now time.Time) (*ocspEntry, 
 }
 
 // evictLocked forgets one of a few entries at random: one that is of no use
-// any more, or was not used lately. What is revoked goes last.
-func (o *OCSP) evictLocked(now time.Time) {
+// any more, or was not used lately. What is revoked goes last; it reports when
+// that is what it forgot.
+func (o *OCSP) evictLocked(now time.Time) (revoked bool) {
 	var victim string
 	best, seen := -1, 0
 	for key, e := range o.entries {
@@ -226,12 +233,10 @@ func (o *OCSP) evictLocked(now time.Time) {
 		}
 	}
 	if best < 0 {
-		return // all are under way, and those are bounded too
-	}
-	if best == 3 {
-		o.config.Logger.Warn("an OCSP revocation is forgotten: MaxEntries are remembered", "entries", len(o.entries))
+		return false // all are under way, and those are bounded too
 	}
 	delete(o.entries, victim)
+	return best == 3
 }
 
 // responderURLs are those that are worth a try.

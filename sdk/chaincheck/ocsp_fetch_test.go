@@ -5,8 +5,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -284,6 +286,39 @@ func TestOCSPMemoryIsBounded(t *testing.T) {
 		t.Error("what was revoked was forgotten first")
 	}
 }
+
+// TestALoggerMayAskBack: what it is told is not said under a lock.
+func TestALoggerMayAskBack(t *testing.T) {
+	w := ocspWorld(t)
+	fetcher := &responders{}
+	var o *OCSP
+	var told atomic.Int32
+	o = newOCSP(t, OCSPConfig{Fetcher: fetcher, MaxEntries: 2, Logger: slog.New(asks{slog.DiscardHandler, func(text string) {
+		o.Stats()
+		if strings.Contains(text, "forgotten") {
+			told.Add(1)
+		}
+	}})})
+	for range 4 {
+		leaf := w.issuing.leaf(t, withURL)
+		fetcher.set(says(t, w.issuing.answer(leaf, func(r *reply) { r.status = StatusRevoked })))
+		p := w.params
+		p.OCSP, p.Chain = o, []*x509.Certificate{leaf, w.issuing.cert}
+		wantCause(t, p, Revoked)
+	}
+	if n := told.Load(); n != 2 {
+		t.Errorf("%d revocations are told to be forgotten, want 2", n)
+	}
+}
+
+type asks struct {
+	slog.Handler
+	back func(string)
+}
+
+func (asks) Enabled(context.Context, slog.Level) bool { return true }
+
+func (a asks) Handle(_ context.Context, r slog.Record) error { a.back(r.Message); return nil }
 
 func TestWhichRespondersAreAsked(t *testing.T) {
 	for _, tt := range []struct {
