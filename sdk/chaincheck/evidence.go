@@ -104,13 +104,9 @@ func (s *search) judgeAnswers(i int, child, issuer *x509.Certificate, best Revoc
 		return best
 	}
 	if a := s.ocsp.known(child, issuer, s.now); a != nil {
-		due := a.undue(s.now) == ""
 		best = better(best, a.judge(SourceOCSP, issuer, s.now, s.crls, s.denied, &s.work))
-		if due || best.Status == StatusRevoked {
-			return best
-		}
 	}
-	if best.Status == StatusGood || best.disowned {
+	if best.Status != StatusUnknown || best.disowned {
 		return best
 	}
 	return better(best, s.wait(child, issuer))

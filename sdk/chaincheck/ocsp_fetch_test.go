@@ -287,6 +287,31 @@ func TestOCSPMemoryIsBounded(t *testing.T) {
 	}
 }
 
+// TestAnAnswerWhoseResponderIsTakenBackIsAskedForAnew: the next responder need
+// not wait until the first one's answers grow old.
+func TestAnAnswerWhoseResponderIsTakenBackIsAskedForAnew(t *testing.T) {
+	w := ocspWorld(t)
+	first, second := w.issuing.responder(t, nil), w.issuing.responder(t, nil)
+	c := newClock()
+	fetcher := &responders{}
+	fetcher.set(says(t, w.issuing.answer(w.leaf, by(first))))
+	p := w.params
+	p.OCSP = newOCSP(t, OCSPConfig{Fetcher: fetcher, Now: c.Now})
+	wantCause(t, p, "")
+	fetcher.set(says(t, w.issuing.answer(w.leaf, by(second))))
+	p.Denied = denials(t, Denial{SPKI: spkiHash(first.cert), Reason: "its key was lost"})
+	wantCause(t, p, RevocationUnknown) // it was asked a moment ago
+	c.move(ocspBackoff + time.Second)
+	p.Now = c.Now()
+	result := wantCause(t, p, "")
+	if r := result.Links[0].Revocation; !strings.Contains(r.Responder, second.cert.SerialNumber.Text(16)) {
+		t.Errorf("%s", r)
+	}
+	if asked := fetcher.asked.Load(); asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
 // TestALoggerMayAskBack: what it is told is not said under a lock.
 func TestALoggerMayAskBack(t *testing.T) {
 	w := ocspWorld(t)
