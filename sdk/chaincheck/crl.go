@@ -26,12 +26,13 @@ type list struct {
 	eeOnly  bool // only end-entity certificates
 
 	mu       sync.Mutex
-	verified []listSignature // by issuer key, bounded
+	verified []*listSignature // by issuer key, bounded
 }
 
 type listSignature struct {
-	spki []byte
-	ok   bool
+	spki  []byte
+	check sync.Once // of the signature, which takes as long as the list is
+	ok    bool      // once checked
 }
 
 type revokedEntry struct {

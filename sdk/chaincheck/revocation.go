@@ -89,24 +89,29 @@ func (l *list) genuine(issuer *x509.Certificate, work *Work) string {
 	case len(l.crl.AuthorityKeyId) > 0 && !bytes.Equal(l.crl.AuthorityKeyId, issuer.SubjectKeyId):
 		return "is signed by another key of that name"
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i := range l.verified {
-		if bytes.Equal(l.verified[i].spki, issuer.RawSubjectPublicKeyInfo) {
-			return signedOrNot(l.verified[i].ok)
-		}
-	}
-	work.Signatures++
-	ok := issuer.CheckSignature(l.crl.SignatureAlgorithm, l.crl.RawTBSRevocationList, l.crl.Signature) == nil
-	if len(l.verified) < maxListKeys {
-		l.verified = append(l.verified, listSignature{issuer.RawSubjectPublicKeyInfo, ok})
-	}
-	return signedOrNot(ok)
-}
-
-func signedOrNot(ok bool) string {
-	if ok {
+	m := l.memo(issuer.RawSubjectPublicKeyInfo)
+	m.check.Do(func() {
+		work.Signatures++
+		m.ok = issuer.CheckSignature(l.crl.SignatureAlgorithm, l.crl.RawTBSRevocationList, l.crl.Signature) == nil
+	})
+	if m.ok {
 		return ""
 	}
 	return "has a signature that its issuer's key did not make"
+}
+
+// memo returns what is remembered of an issuer key, or is to be found out.
+func (l *list) memo(spki []byte) *listSignature {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, m := range l.verified {
+		if bytes.Equal(m.spki, spki) {
+			return m
+		}
+	}
+	m := &listSignature{spki: spki}
+	if len(l.verified) < maxListKeys {
+		l.verified = append(l.verified, m)
+	}
+	return m
 }
