@@ -17,6 +17,11 @@ type cache struct {
 	young, old map[[sha256.Size]byte]*entry
 }
 
+// maxCachedClaims bounds an entry, in bytes of JSON, which take up to twenty
+// times as much when decoded: an authority that is trusted for its own domain
+// may sign anything.
+const maxCachedClaims = 6 << 10
+
 type entry struct {
 	token *Token
 	key   publicKey

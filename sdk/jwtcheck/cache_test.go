@@ -4,6 +4,7 @@ import (
 	"crypto/elliptic"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -77,6 +78,11 @@ func TestTheCacheIsBoundedAndKeepsWhatIsUsed(t *testing.T) {
 		if n := v.cache.len(); n > 16 {
 			t.Fatalf("%d tokens are remembered", n)
 		}
+	}
+	n := v.cache.len()
+	giant := forge(t, key, es, claims(t, `x:"`+strings.Repeat("x", maxCachedClaims)+`"`))
+	if _, err := v.Verify(keys, giant, "db"); err != nil || v.cache.len() != n {
+		t.Errorf("a giant token is remembered, %v", err)
 	}
 	off := New(Config{CacheSize: -1, Now: func() time.Time { return at }})
 	if _, err := off.Verify(keys, hot, "db"); err != nil || off.cache.len() != 0 {

@@ -47,8 +47,9 @@ type Config struct {
 	// Leeway is how far an issuer's clock may be ahead of ours (nbf, iat);
 	// 0 is a minute, negative none. An expired token has none.
 	Leeway time.Duration
-	// CacheSize is how many verified tokens are remembered at most, about
-	// 2 KiB each; 0 is 4,096, negative none.
+	// CacheSize is how many verified tokens are remembered at most, usually
+	// 2 KiB each; 0 is 4,096, negative none. One with more than 6 KiB of claims
+	// is verified each time.
 	CacheSize int
 	// Now is wall time; nil is time.Now.
 	Now func() time.Time
@@ -149,7 +150,9 @@ func (v *Verifier) Verify(keys *Keys, token, audience string) (*Token, error) {
 	if err := v.judge(t, audience, now); err != nil {
 		return nil, err
 	}
-	v.cache.put(sum, keys, t, key)
+	if len(t.payload) <= maxCachedClaims {
+		v.cache.put(sum, keys, t, key)
+	}
 	return t, nil
 }
 
