@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -97,11 +98,7 @@ func readHeader(raw []byte) (parts, error) {
 			return parts{}, refuse(BadHeader, "its header's %s is not text", name)
 		}
 	}
-	known := false
-	for _, a := range algorithms {
-		known = known || a == p.alg
-	}
-	if !known {
+	if !slices.Contains(algorithms, p.alg) {
 		return parts{}, refuse(WrongAlgorithm, "its alg is %.100q; RS, ES and PS with 256, 384 or 512 are allowed (JWT-SVID 2.1)", string(p.alg))
 	}
 	if p.kid == "" {
