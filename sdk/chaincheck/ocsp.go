@@ -279,6 +279,7 @@ func (o *OCSP) fly(e *ocspEntry, flight *ocspFlight, child, issuer *x509.Certifi
 		}
 	}
 	if best == nil {
+		o.stats.failed.Add(1) // before whoever waits is told
 		e.why = "no OCSP answer: " + errors.Join(errs...).Error()
 		e.retryAt = now.Add(min(ocspBackoff<<min(e.failures, 10), ocspBackoffMax))
 		e.failures++
@@ -293,7 +294,6 @@ func (o *OCSP) fly(e *ocspEntry, flight *ocspFlight, child, issuer *x509.Certifi
 	close(flight.done)
 	switch {
 	case best == nil:
-		o.stats.failed.Add(1)
 		o.config.Logger.Warn("OCSP failed", "certificate", describe(child), "error", why)
 	case best.status == StatusRevoked:
 		o.config.Logger.Warn("OCSP says revoked", "certificate", describe(child), "by", best.signer, "at", best.revokedAt)
