@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // envoy is the binary that make envoy fetches.
@@ -64,11 +66,11 @@ func peerPair(r *run, keys *pki, name, filter, backend string) (_ *pair, err err
 	if err != nil {
 		return nil, err
 	}
-	outbound, err := freePort()
+	outbound, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}
-	inbound, err := freePort()
+	inbound, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}

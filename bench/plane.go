@@ -11,6 +11,8 @@ import (
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // plane is a real control plane in its own process, on loopback.
@@ -50,7 +52,7 @@ func startPlane(ctx context.Context, r *run) (_ *plane, err error) {
 	if p.dir, err = os.MkdirTemp(r.dir, "plane"); err != nil {
 		return nil, err
 	}
-	if p.address, err = freePort(); err != nil {
+	if p.address, err = freeport.Address(); err != nil {
 		return nil, err
 	}
 	p.socket = filepath.Join(p.dir, "admin.sock")
@@ -108,16 +110,6 @@ func identity(name, selector string) string {
 
 // idOf is the SPIFFE ID that identity gives.
 func idOf(name string) string { return "spiffe://bench.test/ns/bench/sa/" + name }
-
-// freePort is a loopback address that nobody listens on now.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
 
 func listening(network, address string) bool {
 	c, err := net.DialTimeout(network, address, time.Second)

@@ -16,6 +16,7 @@ import (
 	"github.com/legation-io/legation/internal/catalog"
 	"github.com/legation-io/legation/internal/compile"
 	"github.com/legation-io/legation/internal/distribute"
+	"github.com/legation-io/legation/internal/freeport"
 	"github.com/legation-io/legation/internal/store/memory"
 	"github.com/legation-io/legation/internal/unixsocket"
 	"google.golang.org/grpc"
@@ -66,11 +67,11 @@ func compiled(ctx context.Context, docs string, subjects ...*nodev1.Subject) ([]
 // resources, our bootstrap, secrets and listeners served by the agent's xDS
 // door on a Unix socket each, access logs read by the agent's reader.
 func ourPair(ctx context.Context, r *run, keys *pki, backend string) (_ *pair, err error) {
-	outbound, err := freePort()
+	outbound, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}
-	inbound, err := freePort()
+	inbound, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}

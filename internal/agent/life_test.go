@@ -15,6 +15,7 @@ import (
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/freeport"
 	"github.com/legation-io/legation/internal/server/node"
 	"github.com/legation-io/legation/internal/server/node/nodetest"
 	wl "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -147,12 +148,10 @@ func TestAnAgentStartsAndStopsAgainAndAgainWithoutATrace(t *testing.T) {
 func TestAnAgentEndsAtOnceAlthoughStreamsAreOpen(t *testing.T) {
 	p := planeFor(t)
 	c := configFor(t, p)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var err error
+	if c.SDS.Listen, err = freeport.Address(); err != nil {
 		t.Fatal(err)
 	}
-	c.SDS.Listen = l.Addr().String()
-	l.Close()
 	r := start(t, c)
 	conn := dial(t, c.Socket)
 	defer conn.Close()
@@ -170,8 +169,8 @@ func TestAnAgentEndsAtOnceAlthoughStreamsAreOpen(t *testing.T) {
 	if _, err := localv1.NewSessionsClient(conn).Open(t.Context()); err != nil { // says nothing
 		t.Fatal(err)
 	}
-	for _, address := range []net.Addr{&net.UnixAddr{Name: c.Socket, Net: "unix"}, &net.UnixAddr{Name: c.AdminSocket, Net: "unix"}, l.Addr()} {
-		silent, err := net.Dial(address.Network(), address.String())
+	for _, address := range [][2]string{{"unix", c.Socket}, {"unix", c.AdminSocket}, {"tcp", c.SDS.Listen}} {
+		silent, err := net.Dial(address[0], address[1])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -251,12 +250,10 @@ func TestAPartThatFailsEndsTheRestAndIsTheError(t *testing.T) {
 func TestAnAgentServesWhatItHoldsWithoutItsControlPlane(t *testing.T) {
 	p := planeFor(t)
 	c := configFor(t, p)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var err error
+	if c.Metrics, err = freeport.Address(); err != nil {
 		t.Fatal(err)
 	}
-	c.Metrics = l.Addr().String()
-	l.Close()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	ready := func() (int, string) {
 		r, err := client.Get("http://" + c.Metrics + "/readyz")

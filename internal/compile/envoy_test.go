@@ -13,6 +13,7 @@ import (
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/envoytest"
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // echo answers each line with itself until the test ends.
@@ -31,12 +32,12 @@ func echo(t *testing.T) string {
 }
 
 func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Helper()
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // ask sends a line and returns what comes back.

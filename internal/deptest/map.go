@@ -121,6 +121,7 @@ var Folders = []Folder{
 	{"sdk", Vocabulary, "a Go module of its own; imports nothing of this one", nil},
 
 	{"internal/memnet", Test, "a network in memory", nil},
+	{"internal/freeport", Test, "TCP ports for what a test starts", nil},
 	{"internal/envoytest", Test, "a real Envoy in a test", nil},
 	{"internal/pythontest", Test, "packages for real Python clients in a test", nil},
 	{"internal/agent/envoy/envoytest", Test, "the same with its access log", nil},

@@ -5,7 +5,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // patience bounds every wait.
@@ -80,12 +81,11 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LEGATION_SERVER", "unix://"+filepath.Join(dir, "admin.sock"))
 	env.Setenv("LEGATION_AGENT", "unix://"+filepath.Join(dir, "agent-admin.sock"))
 	for _, name := range []string{"LISTEN", "METRICS", "AGENT_METRICS"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		addr, err := freeport.Address()
 		if err != nil {
 			return err
 		}
-		env.Setenv(name, l.Addr().String())
-		l.Close()
+		env.Setenv(name, addr)
 	}
 	env.Values[running{}] = map[string]*exec.Cmd{}
 	return nil

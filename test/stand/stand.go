@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // Patience bounds every wait.
@@ -205,15 +206,14 @@ func output(name string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// FreeAddr is a loopback HOST:PORT that nobody listens on now.
+// FreeAddr is a loopback HOST:PORT at which nobody listens.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // Until polls until f returns nil, and ends the test when that does not

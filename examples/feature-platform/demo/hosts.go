@@ -2,10 +2,11 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // hosts is where services live: network namespaces joined by a bridge, or
@@ -121,11 +122,11 @@ func (l *loopback) describe() string {
 func (l *loopback) setup(names []string) error {
 	l.ports = map[string][2]int{}
 	for _, name := range names {
-		mtls, err := freePort()
+		mtls, err := freeport.Find()
 		if err != nil {
 			return err
 		}
-		app, err := freePort()
+		app, err := freeport.Find()
 		if err != nil {
 			return err
 		}
@@ -139,12 +140,3 @@ func (l *loopback) in(_ string, argv ...string) []string { return argv }
 func (l *loopback) decoy(name string) (string, int)      { return l.address(name) }
 func (l *loopback) stranger(argv ...string) []string     { return argv }
 func (l *loopback) teardown()                            {}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}

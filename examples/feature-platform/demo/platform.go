@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // node is a machine with an agent: here, a second and third agent process.
@@ -34,7 +36,7 @@ type service struct {
 }
 
 func (d *demo) startControlPlane(ctx context.Context) error {
-	port, err := freePort()
+	port, err := freeport.Find()
 	if err != nil {
 		return err
 	}
@@ -46,7 +48,7 @@ func (d *demo) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	for i, name := range []string{"node-1", "node-2"} {
-		metrics, err := freePort()
+		metrics, err := freeport.Find()
 		if err != nil {
 			return err
 		}
@@ -348,7 +350,7 @@ func (d *demo) startService(s *service) error {
 		argv = append(argv, "--inbound", fmt.Sprintf("127.0.0.1:%d=%s", mtls, listen))
 		s.outbound = map[string]int{}
 		for _, peer := range s.calls {
-			port, err := freePort()
+			port, err := freeport.Find()
 			if err != nil {
 				return err
 			}

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
 // Options of one Pebble.
@@ -96,7 +97,7 @@ func Start(t testing.TB, o Options) *Pebble {
 	program := Build(t)
 	dir := t.TempDir()
 	pool := serverPair(t, dir)
-	listen, manage := FreePort(t), FreePort(t)
+	listen, manage := freePort(t), freePort(t)
 	names := NewNames(t)
 	if o.KeyAlgorithm == "" {
 		o.KeyAlgorithm = "rsa"
@@ -161,25 +162,13 @@ func Start(t testing.TB, o Options) *Pebble {
 
 func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
-// given are the ports that some test of this process has got already.
-var given sync.Map
-
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens at, and that
-// the kernel gives to no connection meanwhile: it is below those.
-func FreePort(t testing.TB) int {
+func freePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		port := 20000 + mathrand.IntN(12000)
-		if _, taken := given.LoadOrStore(port, true); taken {
-			continue
-		}
-		if l, err := net.Listen("tcp", addr(port)); err == nil {
-			l.Close()
-			return port
-		}
+	port, err := freeport.Find()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port of a hundred is free")
-	return 0
+	return port
 }
 
 // Client speaks to the Pebble's own addresses.

@@ -6,28 +6,19 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/legation-io/legation/internal/freeport"
 )
 
-// Port is a TCP port on loopback that was free a moment ago.
+// Port is a TCP port on loopback at which nobody listens.
 func Port(t testing.TB) uint32 {
 	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := uint32(l.Addr().(*net.TCPAddr).Port)
-		l.Close()
-		if _, given := ports.LoadOrStore(port, true); !given {
-			return port
-		}
+	port, err := freeport.Find()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no port is free that was not given already")
-	return 0
+	return uint32(port)
 }
-
-// ports that were given: the kernel may offer one again.
-var ports sync.Map
 
 // Echo answers every connection with what it says, until the test ends.
 func Echo(t testing.TB, address string) uint32 {
