@@ -63,6 +63,9 @@ func (d *Dialer) connect(ctx context.Context, network, address string, http bool
 
 // ready says what would fail without asking anybody.
 func (k *core) ready(host string) error {
+	if k.live.isClosed() {
+		return errDialerClosed
+	}
 	if k.authorize.host != nil {
 		if err := k.authorize.host(host); err != nil {
 			return &handshake.Refusal{Cause: handshake.Misconfigured, Err: err}
@@ -139,8 +142,9 @@ func (d *Dialer) Open() int { return len(d.core.live.all()) }
 func (d *Dialer) Ended() uint64 { return d.core.live.ended.Load() }
 
 // Close closes every connection that it dialled and waits for its goroutines.
-// A Dialer whose connections are all closed needs no Close.
+// What is dialled from then on fails with net.ErrClosed. A Dialer whose
+// connections are all closed needs no Close.
 func (d *Dialer) Close() error {
-	d.core.live.closeAll(errors.New("its Dialer was closed"))
+	d.core.live.closeAll()
 	return nil
 }

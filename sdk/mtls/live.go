@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type live struct {
 	mu       sync.Mutex // guards what follows
 	conns    map[*conn]struct{}
 	watching bool
+	closed   bool      // for good: nothing is added
 	earliest time.Time // the next expiry that the watcher knows of
 	asking   bool      // authorisers, for the watcher
 	askAgain bool      // the trust changed since
@@ -47,6 +49,10 @@ func (l *live) add(c *conn, trust *chaincheck.Trust, rechecks uint64) error {
 	if c.closed.Load() {
 		l.mu.Unlock()
 		return errors.New("it was closed meanwhile")
+	}
+	if l.closed {
+		l.mu.Unlock()
+		return errDialerClosed
 	}
 	l.conns[c] = struct{}{}
 	if !l.watching {
@@ -282,10 +288,22 @@ func (l *live) recheck() {
 	l.askAll()
 }
 
-// closeAll ends every connection and waits for the watcher.
-func (l *live) closeAll(why error) {
+var errDialerClosed = fmt.Errorf("its Dialer was closed: %w", net.ErrClosed)
+
+// closeAll ends every connection, those to come as well, and waits for the
+// watcher: none begins after it.
+func (l *live) closeAll() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
 	for _, c := range l.all() {
-		c.shut(c.request.Peer.ID, why)
+		c.shut(c.request.Peer.ID, errDialerClosed)
 	}
 	l.done.Wait()
+}
+
+func (l *live) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
 }
