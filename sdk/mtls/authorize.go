@@ -277,11 +277,12 @@ func AuthorizeHosts(hosts map[string][]spiffeid.ID) Authorizer {
 // chaincheck.Prefer unless every public CA's CRL is at hand. The Source's
 // certificate is presented when the server asks for it.
 //
-// The roots are SystemRoots, or those that are expected. Roots given here
+// The roots are those of the CAs that are expected, which their operators
+// publish (the machine's own list cannot be read out in Go). Roots given here
 // never verify a client.
 func AuthorizeServerName(roots []*x509.Certificate) Authorizer {
 	if len(roots) == 0 {
-		return bad("AuthorizeServerName has no roots to verify servers with; SystemRoots has those of the machine")
+		return bad("AuthorizeServerName has no roots to verify servers with; give those of the CAs that are expected")
 	}
 	return Authorizer{words: "the server that the dialled name belongs to", roots: slices.Clone(roots),
 		check: func(context.Context, *Request) error { return nil }}
