@@ -181,6 +181,22 @@ func AuthorizeAnyOf(any ...Authorizer) Authorizer {
 	if !ok {
 		return combined
 	}
+	if combined.host != nil {
+		combined.host = func(host string) error {
+			var reasons []error
+			for _, a := range any {
+				if a.host == nil {
+					return nil // it is the peer that counts there
+				}
+				err := a.host(host)
+				if err == nil {
+					return nil
+				}
+				reasons = append(reasons, err)
+			}
+			return errors.Join(reasons...)
+		}
+	}
 	combined.check = func(ctx context.Context, r *Request) error {
 		var reasons []error
 		for _, a := range any {
@@ -200,6 +216,18 @@ func AuthorizeAllOf(all ...Authorizer) Authorizer {
 	combined, ok := combine("AuthorizeAllOf", " and ", all)
 	if !ok {
 		return combined
+	}
+	if combined.host != nil {
+		combined.host = func(host string) error {
+			for _, a := range all {
+				if a.host != nil {
+					if err := a.host(host); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}
 	}
 	combined.check = func(ctx context.Context, r *Request) error {
 		for _, a := range all {
@@ -228,7 +256,7 @@ func combine(name, and string, parts []Authorizer) (Authorizer, bool) {
 			return bad("%s: AuthorizeServerName verifies another kind of certificate, and stands alone", name), false
 		}
 		if a.host != nil {
-			out.host = a.host
+			out.host = a.host // the caller combines them
 		}
 		words[n] = a.words
 	}

@@ -249,6 +249,43 @@ func TestAuthorizationByHost(t *testing.T) {
 	}
 }
 
+// A host that one part does not name may be let in by another part, and only
+// what no part can let in is refused before anything is dialled.
+func TestAuthorizationByHostAmongOthers(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	l, _ := echo(t, mtls.ServerConfig{Source: d.Source(model), Authorize: mtls.AuthorizeMemberOf(d.TrustDomain)})
+	at := func(hosts ...string) mtls.Authorizer {
+		ids := map[string][]spiffeid.ID{}
+		for _, host := range hosts {
+			ids[host] = []spiffeid.ID{d.ID(model)}
+		}
+		return mtls.AuthorizeHosts(ids)
+	}
+	for _, tt := range []struct {
+		name          string
+		a             mtls.Authorizer
+		dialled, good bool
+	}{
+		{"any of: another host, or the ID", mtls.AuthorizeAnyOf(mtls.AuthorizeID(d.ID(model)), at("a.test")), true, true},
+		{"any of: this host, or another", mtls.AuthorizeAnyOf(at("127.0.0.1"), at("a.test")), true, true},
+		{"any of: other hosts", mtls.AuthorizeAnyOf(at("a.test"), at("b.test")), false, false},
+		{"any of: another host, or another ID", mtls.AuthorizeAnyOf(mtls.AuthorizeID(d.ID(web)), at("a.test")), true, false},
+		{"all of: this host, and the ID", mtls.AuthorizeAllOf(at("127.0.0.1"), mtls.AuthorizeID(d.ID(model))), true, true},
+		{"all of: another host, and this", mtls.AuthorizeAllOf(at("a.test"), at("127.0.0.1")), false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dialled := false
+			_, err := dial(t, dialer(t, mtls.ClientConfig{Source: d.Source(web), Authorize: tt.a, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				dialled = true
+				return (&net.Dialer{}).DialContext(ctx, network, address)
+			}}), l.Addr().String())
+			if dialled != tt.dialled || (err == nil) != tt.good {
+				t.Errorf("dialled %v: %v", dialled, err)
+			}
+		})
+	}
+}
+
 func TestTheTransportSpeaksNothingButMutualTLS(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
 	plaintext := httptest.NewServer(http.NotFoundHandler())
