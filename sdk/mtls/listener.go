@@ -179,6 +179,9 @@ func (l *Listener) accept() {
 	defer l.done.Done()
 	pause := time.Duration(0)
 	for {
+		// Who cannot be served waits in the kernel's queue, whose length is
+		// bounded, and not here. The error is Close's, which Accept has too.
+		_ = l.core.pending.room(l.ctx)
 		raw, err := l.inner.Accept()
 		if err == nil {
 			pause = 0

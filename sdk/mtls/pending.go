@@ -40,6 +40,21 @@ func (p *pending) begin(ctx context.Context, c *conn) (*list.Element, error) {
 			oldest.Value.(*conn).shut(spiffeid.ID{}, &handshake.Refusal{Cause: handshake.Canceled, Err: fmt.Errorf("%d handshakes were under way, and this was the oldest", p.max)})
 			return e, nil
 		}
+		p.mu.Unlock()
+		if err := p.room(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// room waits while every place is taken by a connection that waits for Accept.
+func (p *pending) room(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		if p.max == 0 || p.waiting < p.max {
+			p.mu.Unlock()
+			return nil
+		}
 		if p.freed == nil {
 			p.freed = make(chan struct{})
 		}
@@ -48,7 +63,7 @@ func (p *pending) begin(ctx context.Context, c *conn) (*list.Element, error) {
 		select {
 		case <-freed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 	}
 }
