@@ -130,7 +130,7 @@ type ServerConfig struct {
 	Now func() time.Time
 	// Logger is told of connections that are closed because their peer is no
 	// longer believed (Warn), of errors of the listener (Error) and of failed
-	// handshakes (Debug; Hooks have more). Nil discards.
+	// handshakes (Debug; Hooks have more). Nil is slog.Default().
 	Logger *slog.Logger
 }
 
@@ -174,7 +174,7 @@ type ClientConfig struct {
 	Hooks []handshake.Hook
 	// Now is wall time; nil is time.Now.
 	Now func() time.Time
-	// Logger is as in ServerConfig. Nil discards.
+	// Logger is as in ServerConfig.
 	Logger *slog.Logger
 }
 
@@ -246,7 +246,7 @@ func (k *core) finish(usage chaincheck.Usage, revocation chaincheck.Policy, ocsp
 		now = time.Now
 	}
 	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+		log = slog.Default()
 	}
 	k.usage, k.revocation, k.depth, k.now, k.log = usage, revocation, depth, now, log
 	k.hooks = slices.Clone(hooks)
