@@ -16,12 +16,13 @@ import (
 
 	"github.com/legation-io/legation/sdk/chaincheck"
 	"github.com/legation-io/legation/sdk/identity"
+	"github.com/legation-io/legation/sdk/internal/suites"
 )
 
 // ConstrainedSuites are the only ones of the constrained profile: ECDHE with an
 // ECDSA certificate and AES-GCM (RFC 5289 3.2), forward-secret and
 // authenticated.
-var ConstrainedSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384}
+var ConstrainedSuites = slices.Clone(suites.TLS12)
 
 // constrainedCurves: what small TLS stacks have.
 var constrainedCurves = []tls.CurveID{tls.X25519, tls.CurveP256}
@@ -37,7 +38,8 @@ const (
 // Constrained is mutual TLS 1.2 with peers that have nothing newer: small
 // machines whose TLS library or memory ends there. Both sides must be
 // configured so; it never speaks TLS 1.3, and sdk/mtls speaks 1.2 only under
-// its profile Constrained, so that no other connection can be talked down.
+// its profile Constrained, and then with the same suites, so that no other
+// connection can be talked down.
 //
 // Both peers are verified as everywhere: chain, SPIFFE ID, revocation, and
 // Authorize, in tls.Config.VerifyConnection. No session is ever resumed, no

@@ -209,6 +209,9 @@ func TestA36NothingWeakerIsSpoken(t *testing.T) {
 		{"CBC suites even there", func(s *mtls.ServerConfig) { s.Profile = mtls.Constrained }, func(c *tls.Config) {
 			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
 		}, handshake.CipherSuite},
+		{"ChaCha20 even there", func(s *mtls.ServerConfig) { s.Profile = mtls.Constrained }, func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256}
+		}, handshake.CipherSuite},
 		{"a group that is not offered", nil, func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP521} }, handshake.KeyExchange},
 		{"no certificate", nil, func(c *tls.Config) { *c = *plain(nil) }, handshake.NoCertificate},
 		{"another application protocol", func(s *mtls.ServerConfig) { s.NextProtos = []string{"h2"} },

@@ -26,8 +26,9 @@ const (
 	// process-wide, for both of its sides to offer nothing else. Whatever is
 	// offered, a connection with another suite is refused.
 	Strict
-	// Constrained is Default and, for small machines, TLS 1.2 (RFC 5246) with
-	// ECDHE, AES-GCM or ChaCha20-Poly1305 and extended master secrets.
+	// Constrained is Default and, for small machines, TLS 1.2 (RFC 5246) as
+	// Constrained of sdk/light speaks it: ECDHE with an ECDSA certificate and
+	// AES-GCM (RFC 5289 3.2). What TLS 1.2 costs is said there.
 	Constrained
 )
 
@@ -59,10 +60,7 @@ var (
 
 	defaultRules     = rules{profile: Default, min: tls.VersionTLS13, suites13: all13, groups: allGroups}
 	strictRules      = rules{profile: Strict, min: tls.VersionTLS13, suites13: []uint16{tls.TLS_AES_256_GCM_SHA384}, groups: allGroups}
-	constrainedRules = rules{profile: Constrained, min: tls.VersionTLS12, suites13: all13, groups: allGroups, suites12: []uint16{
-		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-		tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-	}}
+	constrainedRules = rules{profile: Constrained, min: tls.VersionTLS12, suites13: all13, groups: allGroups, suites12: suites.TLS12}
 )
 
 func (p Profile) rules() (*rules, error) {

@@ -1,8 +1,17 @@
-// Package suites lets sdk/aes256gcm tell sdk/mtls that it is in the program,
-// without sdk/mtls importing it: its import alone changes the process.
+// Package suites is what the packages that speak TLS agree on about cipher
+// suites. It lets sdk/aes256gcm tell sdk/mtls that it is in the program, without
+// sdk/mtls importing it: its import alone changes the process.
 package suites
 
-import "sync/atomic"
+import (
+	"crypto/tls"
+	"sync/atomic"
+)
+
+// TLS12 are the suites of the constrained profiles of sdk/light and sdk/mtls in
+// TLS 1.2: ECDHE with an ECDSA certificate and AES-GCM (RFC 5289 3.2). Not to be
+// changed.
+var TLS12 = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384}
 
 var active atomic.Pointer[func() bool]
 
