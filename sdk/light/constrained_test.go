@@ -18,6 +18,7 @@ import (
 	"github.com/legation-io/legation/sdk/identity"
 	"github.com/legation-io/legation/sdk/internal/pkitest"
 	"github.com/legation-io/legation/sdk/light"
+	"github.com/legation-io/legation/sdk/mtls"
 )
 
 func only(id spiffeid.ID) func(spiffeid.ID) error {
@@ -91,6 +92,49 @@ func TestConstrainedIsMutualTLS12(t *testing.T) {
 	}
 	if server := <-accepted; conn.PeerID() != d.ID("/server") || server.PeerID() != d.ID("/client") {
 		t.Errorf("the peers are %s and %s", conn.PeerID(), server.PeerID())
+	}
+}
+
+// TestConstrainedMeetsTheConstrainedProfile: a small machine calls a service on
+// sdk/mtls that lets small machines in, and the other way round.
+func TestConstrainedMeetsTheConstrainedProfile(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	l, err := mtls.Listen("tcp", "127.0.0.1:0", mtls.ServerConfig{Source: d.Source("/server"), Authorize: mtls.AuthorizeID(d.ID("/client")), Profile: mtls.Constrained})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c, err := l.Accept(); err == nil {
+			_, _ = io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	conn, err := light.DialConstrained(t.Context(), "tcp", l.Addr().String(), light.Constrained{Source: d.Source("/client"), Authorize: only(d.ID("/server"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(conn, "hello"); err != nil {
+		t.Error(err)
+	}
+	conn.Close()
+	<-done
+
+	addr, _ := echo(t, light.Constrained{Source: d.Source("/server"), Authorize: only(d.ID("/client"))})
+	dialer, err := mtls.NewDialer(mtls.ClientConfig{Source: d.Source("/client"), Authorize: mtls.AuthorizeID(d.ID("/server")), Profile: mtls.Constrained})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dialer.Close()
+	c, err := dialer.DialContext(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := exchange(c, "hello"); err != nil {
+		t.Error(err)
 	}
 }
 

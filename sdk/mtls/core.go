@@ -194,6 +194,13 @@ func (k *core) handshake(ctx context.Context, raw net.Conn, host string, http bo
 		c.Close()
 		return nil, attempt.Fail(ctx, errUnverified)
 	}
+	if k.rules.min < tls.VersionTLS13 {
+		cs := secured.ConnectionState()
+		if err := k.rules.check(&cs); err != nil {
+			c.Close()
+			return nil, attempt.Fail(ctx, k.refusal(err, b.snapshot.Trust))
+		}
+	}
 	c.in, c.attempt, c.tls = raw, attempt, secured
 	if err := k.live.add(c, b.snapshot.Trust, asked); err != nil {
 		c.shut(c.request.Peer.ID, err)

@@ -79,7 +79,8 @@ func (p Profile) rules() (*rules, error) {
 	return nil, fmt.Errorf("%s is no profile: set Default, Strict or Constrained", p)
 }
 
-// check refuses what the profile does not allow.
+// check refuses what the profile does not allow. A client of TLS 1.2 learns the
+// group after it has verified the server, and is checked again at the end.
 func (r *rules) check(cs *tls.ConnectionState) error {
 	switch allowed := r.suites13; {
 	case cs.Version != tls.VersionTLS13 && (r.min > tls.VersionTLS12 || cs.Version != tls.VersionTLS12):
@@ -93,7 +94,7 @@ func (r *rules) check(cs *tls.ConnectionState) error {
 		if !slices.Contains(allowed, cs.CipherSuite) {
 			return r.refuse(cs, whatSuite, tls.CipherSuiteName(cs.CipherSuite))
 		}
-		if !slices.Contains(r.groups, cs.CurveID) {
+		if late := cs.Version == tls.VersionTLS12 && !cs.HandshakeComplete && cs.CurveID == 0; !late && !slices.Contains(r.groups, cs.CurveID) {
 			return r.refuse(cs, whatGroup, cs.CurveID.String())
 		}
 	}
