@@ -30,12 +30,10 @@ type issuer struct {
 	solvers   map[string]acmez.Solver
 	log       *slog.Logger
 
-	mu      sync.Mutex // guards client
+	mu      sync.Mutex // guards what follows
 	client  *acmez.Client
 	ari     *acmez.Client
 	created time.Time
-
-	account sync.Mutex // one registration at a time
 }
 
 // metadata is what is stored beside a certificate.

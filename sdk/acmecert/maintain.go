@@ -253,11 +253,7 @@ func (m *Manager) order(ctx context.Context, magic *certmagic.Config, d *domainS
 	if err := m.storage.Lock(ctx, lock); err != nil {
 		return fmt.Errorf("take turns with the replicas: %w", err)
 	}
-	defer func() {
-		if err := m.storage.Unlock(context.WithoutCancel(ctx), lock); err != nil {
-			m.log.Warn("a lock is not given back; it ends by itself", "lock", lock, "error", err)
-		}
-	}()
+	defer unlock(ctx, m.storage, lock, m.log)
 	if err := m.reload(ctx, d); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("load the certificate: %w", err)
 	}

@@ -3,6 +3,7 @@ package acmecert
 import (
 	"context"
 	"io/fs"
+	"log/slog"
 	"sort"
 	"strings"
 	"sync"
@@ -16,6 +17,18 @@ import (
 // fits. Values hold private keys; a Storage that is not on this machine must
 // seal them (Folder and objectstore.Storage do).
 type Storage = certmagic.Storage
+
+// unlock gives a lock back, though ctx may have ended.
+func unlock(ctx context.Context, s Storage, lock string, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+	defer cancel()
+	if err := s.Unlock(ctx, lock); err != nil {
+		log.Warn("a lock is not given back", "lock", lock, "error", err)
+	}
+}
+
+// storageTimeout bounds what is asked of a Storage outside of an order.
+const storageTimeout = 30 * time.Second
 
 // Memory is a Storage that ends with the process: every start orders anew,
 // which a public certificate authority limits. For tests and short-lived
