@@ -56,27 +56,32 @@ func (m *Manager) domainOf(name string) string {
 		if d == name {
 			return d
 		}
-		if suffix, ok := strings.CutPrefix(d, "*"); ok {
-			if first, ok := strings.CutSuffix(name, suffix); ok && first != "" && !strings.Contains(first, ".") {
-				return d
-			}
+	}
+	for _, d := range m.config.Domains {
+		if covers(d, name) {
+			return d
 		}
 	}
 	return ""
+}
+
+// covers says whether a wildcard is for a name (RFC 6125 6.4.3).
+func covers(wildcard, name string) bool {
+	suffix, ok := strings.CutPrefix(wildcard, "*")
+	if !ok {
+		return false
+	}
+	first, ok := strings.CutSuffix(name, suffix)
+	return ok && first != "" && !strings.Contains(first, ".")
 }
 
 func lookUp(shown map[string]*tls.Certificate, name string) *tls.Certificate {
 	if c := shown[name]; c != nil {
 		return c
 	}
-	if len(shown) == 0 {
-		return nil
-	}
 	for wildcard, c := range shown { // few, where there are any
-		if suffix, ok := strings.CutPrefix(wildcard, "*"); ok {
-			if first, ok := strings.CutSuffix(name, suffix); ok && first != "" && !strings.Contains(first, ".") {
-				return c
-			}
+		if covers(wildcard, name) {
+			return c
 		}
 	}
 	return nil
@@ -84,11 +89,10 @@ func lookUp(shown map[string]*tls.Certificate, name string) *tls.Certificate {
 
 // none says why there is no certificate of a name.
 func (m *Manager) none(name string) error {
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if d := m.domains[name]; d != nil {
-		return fmt.Errorf("acmecert: no certificate of %s yet: %w", name, d.err)
+	if d := m.domains[m.domainOf(name)]; d != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return fmt.Errorf("acmecert: no certificate of %s yet: %w", d.name, d.err)
 	}
 	return fmt.Errorf("acmecert: no certificate of %q: it is not one of Config.Domains", clean(name))
 }
@@ -177,7 +181,7 @@ func hostOf(host string) string {
 // redirect sends those who ask for one of the domains to https.
 func (m *Manager) redirect(w http.ResponseWriter, r *http.Request) {
 	host := hostOf(r.Host)
-	if m.shown.Load().byName[host] == nil {
+	if lookUp(m.shown.Load().byName, host) == nil {
 		http.Error(w, "no such host here", http.StatusNotFound)
 		return
 	}

@@ -133,6 +133,13 @@ func TestPlainHTTPIsSentToHTTPSOnlyForNamesWithACertificate(t *testing.T) {
 	if w := get(h, "GET", "a.test", "/x?y=1"); w.Code != 308 || w.Header().Get("Location") != "https://a.test/x?y=1" {
 		t.Error(w.Code, w.Header())
 	}
+	wild := newManager(t, func(c *Config) { c.Domains, c.DNS = []string{"*.w.test"}, &DNS{Provider: noProvider{}} })
+	wild.show("*.w.test", selfSigned(t, "*.w.test", time.Hour))
+	for host, code := range map[string]int{"x.w.test": 308, "w.test": 404, "y.x.w.test": 404} {
+		if w := get(wild.HTTPHandler(nil), "GET", host, "/"); w.Code != code {
+			t.Error(host, w.Code)
+		}
+	}
 }
 
 // FuzzChallengePaths: whatever is asked for, nothing but a waiting token's
@@ -186,6 +193,9 @@ func TestACertificateIsChosenByName(t *testing.T) {
 	})
 	a, w := selfSigned(t, "a.test", time.Hour), selfSigned(t, "*.w.test", time.Hour)
 	m.show("a.test", a)
+	if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: "x.w.test"}); err == nil || !strings.Contains(err.Error(), "*.w.test yet") {
+		t.Error(err)
+	}
 	m.show("*.w.test", w)
 	for name, want := range map[string]*tls.Certificate{"a.test": a, "A.TEST": a, "a.test.": a, "": a, "x.w.test": w, "X.W.test": w, "w.test": nil, "y.x.w.test": nil, ".w.test": nil, "b.test": nil} {
 		got, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: name})
