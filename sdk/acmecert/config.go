@@ -1,6 +1,7 @@
 package acmecert
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,35 +133,25 @@ type Config struct {
 var label = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 
 func (c *Config) defaults() {
-	if c.Directory == "" {
-		c.Directory = LetsEncrypt
-	}
-	if c.KeyType == "" {
-		c.KeyType = P256
-	}
+	c.Directory = cmp.Or(c.Directory, LetsEncrypt)
+	c.KeyType = cmp.Or(c.KeyType, P256)
 	if len(c.Challenges) == 0 {
 		c.Challenges = []Challenge{HTTP01, TLSALPN01}
 		if c.DNS != nil {
 			c.Challenges = []Challenge{DNS01}
 		}
 	}
-	setDefault(&c.HTTPTimeout, 30*time.Second)
-	setDefault(&c.OrderTimeout, 5*time.Minute)
-	setDefault(&c.RenewAt, 2.0/3)
-	setDefault(&c.ReloadEvery, 10*time.Minute)
-	setDefault(&c.RetryAfter, time.Minute)
-	setDefault(&c.Concurrency, 5)
+	c.HTTPTimeout = cmp.Or(c.HTTPTimeout, 30*time.Second)
+	c.OrderTimeout = cmp.Or(c.OrderTimeout, 5*time.Minute)
+	c.RenewAt = cmp.Or(c.RenewAt, 2.0/3)
+	c.ReloadEvery = cmp.Or(c.ReloadEvery, 10*time.Minute)
+	c.RetryAfter = cmp.Or(c.RetryAfter, time.Minute)
+	c.Concurrency = cmp.Or(c.Concurrency, 5)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
 	if c.Now == nil {
 		c.Now = time.Now
-	}
-}
-
-func setDefault[T comparable](field *T, value T) {
-	if zero := *new(T); *field == zero {
-		*field = value
 	}
 }
 
@@ -237,14 +229,7 @@ func (c *Config) validate() error {
 	return nil
 }
 
-func (c *Config) allows(challenge Challenge) bool {
-	for _, a := range c.Challenges {
-		if a == challenge {
-			return true
-		}
-	}
-	return false
-}
+func (c *Config) allows(challenge Challenge) bool { return slices.Contains(c.Challenges, challenge) }
 
 // domain brings a DNS name into the one form in which it is compared: ASCII,
 // lower case, no final dot.

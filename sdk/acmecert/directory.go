@@ -50,9 +50,6 @@ func (t *transport) load(ctx context.Context, client *http.Client) (acme.Directo
 	if err != nil {
 		return acme.Directory{}, fmt.Errorf("the directory %s: %w", t.directory, err)
 	}
-	if t.noARI {
-		dir.RenewalInfo = ""
-	}
 	whole, err := json.Marshal(dir)
 	if err != nil {
 		return acme.Directory{}, err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -231,10 +232,7 @@ func (m *Manager) show(name string, c *tls.Certificate) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old := m.shown.Load()
-	next := &shown{byName: make(map[string]*tls.Certificate, len(old.byName)+1), changed: make(chan struct{})}
-	for k, v := range old.byName {
-		next.byName[k] = v
-	}
+	next := &shown{byName: maps.Clone(old.byName), changed: make(chan struct{})}
 	next.byName[name] = c
 	d := m.domains[name]
 	d.certificate, d.renewAt = c, m.renewalTime(d, c.Leaf)

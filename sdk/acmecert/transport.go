@@ -58,7 +58,6 @@ const forOrders = "orders-"
 type transport struct {
 	base      http.RoundTripper
 	directory string
-	noARI     bool
 	now       func() time.Time
 	metrics   *metrics
 
@@ -78,7 +77,7 @@ func newTransport(c *Config, m *metrics) *transport {
 	base.ResponseHeaderTimeout = c.HTTPTimeout
 	base.TLSHandshakeTimeout = c.HTTPTimeout
 	base.MaxResponseHeaderBytes = 64 << 10
-	return &transport{base: base, directory: c.Directory, noARI: c.NoARI, now: c.Now, metrics: m}
+	return &transport{base: base, directory: c.Directory, now: c.Now, metrics: m}
 }
 
 // client is what acmez sends by.
