@@ -50,6 +50,8 @@ const (
 	lockPoll = 100 * time.Millisecond
 	values   = "values"
 	locks    = "locks"
+	// How old a half-written file is when nobody can be writing it any more.
+	abandoned = time.Hour
 )
 
 // OpenFolder opens or makes a folder.
@@ -84,13 +86,37 @@ func OpenFolder(c FolderConfig) (*Folder, error) {
 			return nil, fmt.Errorf("acmecert: %w", err)
 		}
 	}
+	if err := f.tidy(); err != nil {
+		return nil, fmt.Errorf("acmecert: %w", err)
+	}
 	return f, nil
+}
+
+// tidy removes what killed processes were writing. What is young may be in
+// another's hands now.
+func (f *Folder) tidy() error {
+	return filepath.WalkDir(filepath.Join(f.root, values), func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() && strings.HasPrefix(entry.Name(), ".new-") && !strings.HasSuffix(path, fileSuffix) {
+			var info fs.FileInfo
+			if info, err = entry.Info(); err == nil && time.Since(info.ModTime()) > abandoned {
+				err = os.Remove(path)
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // another was quicker
+		}
+		return err
+	})
 }
 
 // private makes a folder that nobody else may enter, or refuses one that is
 // there and others may.
 func private(dir string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = durable.SyncDir(filepath.Dir(dir))
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	info, err := os.Lstat(dir)

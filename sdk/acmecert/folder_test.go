@@ -156,6 +156,21 @@ func TestWhatACrashLeftHalfWrittenIsNotAValue(t *testing.T) {
 	if got, err := f.List(t.Context(), "a", true); err != nil || len(got) != 1 {
 		t.Error(got, err)
 	}
+	half := filepath.Join(root, values, "a", ".new-0011")
+	openFolder(t, root)
+	if _, err := os.Lstat(half); err != nil {
+		t.Error("what another process may be writing is removed:", err)
+	}
+	if err := os.Chtimes(half, time.Time{}, time.Now().Add(-2*abandoned)); err != nil {
+		t.Fatal(err)
+	}
+	openFolder(t, root)
+	if _, err := os.Lstat(half); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("it lies there for ever:", err)
+	}
+	if got, err := f.Load(t.Context(), "a/b"); err != nil || string(got) != "v" {
+		t.Error(string(got), err)
+	}
 }
 
 // TestHoldALock is the child of the next test.
