@@ -177,8 +177,6 @@ func (i *issuer) newClient(httpClient *http.Client, purpose string) *acmez.Clien
 // renewalInfo asks the CA when to renew (RFC 9773 4); the zero value when it
 // does not say.
 func (i *issuer) renewalInfo(ctx context.Context, leaf *x509.Certificate) (acme.RenewalInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*i.config.HTTPTimeout)
-	defer cancel()
 	_, dir, err := i.acme(ctx)
 	if err != nil || dir.RenewalInfo == "" || len(leaf.AuthorityKeyId) == 0 {
 		return acme.RenewalInfo{}, err

@@ -171,7 +171,11 @@ func (m *Manager) askWhen(ctx context.Context, d *domainState) {
 		return
 	}
 	leaf := d.certificate.Leaf
-	info, err := m.issuer.renewalInfo(ctx, leaf)
+	var info acme.RenewalInfo
+	err := m.ask(ctx, 2*m.config.HTTPTimeout, func(ctx context.Context) (err error) {
+		info, err = m.issuer.renewalInfo(ctx, leaf)
+		return err
+	})
 	wait := 6 * time.Hour
 	if info.RetryAfter != nil {
 		wait = min(max(info.RetryAfter.Sub(now), time.Minute), 24*time.Hour) // RFC 9773 4.3
@@ -190,6 +194,24 @@ func (m *Manager) askWhen(ctx context.Context, d *domainState) {
 		info.SelectedTime = d.ari.SelectedTime // chosen once for a window
 	}
 	d.ari, d.ariOf = info, serial(leaf)
+}
+
+// maxAsks is how many questions between orders, to the CA when to renew and to
+// OCSP responders, are on their way at once.
+const maxAsks = 20
+
+// ask runs f when not too many ask already, all within a time: after a start
+// with many certificates each is due to be asked about at once.
+func (m *Manager) ask(ctx context.Context, within time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	select {
+	case m.asks <- struct{}{}:
+		defer func() { <-m.asks }()
+		return f(ctx)
+	case <-ctx.Done():
+		return fmt.Errorf("too many ask at once: %w", context.Cause(ctx))
+	}
 }
 
 // reload shows what lies in the Storage, where it is another certificate.

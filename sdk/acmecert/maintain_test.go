@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -146,4 +147,52 @@ func TestAnOCSPResponse(t *testing.T) {
 			t.Error("no other is ordered")
 		}
 	})
+}
+
+func TestAStartWithManyCertificatesAsksFewAtOnce(t *testing.T) {
+	const many = 60
+	ca, key := newTestCA(t), newKey(t)
+	var now, most, infos atomic.Int64
+	var server *httptest.Server
+	server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		time.Sleep(20 * time.Millisecond) // so that those who come together meet
+		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path == "/dir" {
+			json.NewEncoder(w).Encode(map[string]string{"newNonce": server.URL + "/n", "newAccount": server.URL + "/a", "newOrder": server.URL + "/o", "renewalInfo": server.URL + "/info"})
+			return
+		}
+		infos.Add(1)
+		w.Header().Set("Retry-After", "3600")
+		json.NewEncoder(w).Encode(map[string]any{"suggestedWindow": map[string]time.Time{"start": time.Now().Add(20 * time.Hour), "end": time.Now().Add(21 * time.Hour)}})
+	}))
+	defer server.Close()
+	pool := x509.NewCertPool()
+	pool.AddCert(server.Certificate())
+	m := newManager(t, func(c *Config) {
+		c.Directory, c.RootCAs, c.Domains = server.URL+"/dir", pool, nil
+		for i := range many {
+			c.Domains = append(c.Domains, fmt.Sprintf("n%d.test", i))
+		}
+	})
+	for _, name := range m.config.Domains {
+		keep(t, m, ca, name, key, ca.sign(key.Public(), nil, name))
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(t.Context()) }()
+	for deadline := time.Now().Add(time.Minute); infos.Load() < many && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if infos.Load() < many || most.Load() > maxAsks {
+		t.Errorf("%d of %d were asked about, %d at once", infos.Load(), many, most.Load())
+	}
 }

@@ -30,6 +30,7 @@ type Manager struct {
 	transport  *transport
 	staples    *staples
 	slots      chan struct{} // one for each order that may run
+	asks       chan struct{} // one for each question between orders
 
 	shown atomic.Pointer[shown] // replaced whole, read by every handshake
 
@@ -60,7 +61,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		config: c, log: c.Logger, metrics: counted, storage: newPairs(c.Storage),
-		slots: make(chan struct{}, c.Concurrency), domains: map[string]*domainState{},
+		slots: make(chan struct{}, c.Concurrency), asks: make(chan struct{}, maxAsks), domains: map[string]*domainState{},
 	}
 	m.challenges = newChallenges(&m.config, c.Storage)
 	m.transport = newTransport(&m.config, counted)

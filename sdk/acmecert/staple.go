@@ -112,7 +112,12 @@ func (m *Manager) staple(ctx context.Context, d *domainState) {
 	if m.config.NoStaples || c == nil || len(c.Leaf.OCSPServer) == 0 || len(c.Certificate) < 2 || now.Before(d.stapleAt) {
 		return
 	}
-	der, response, err := m.fetchStaple(ctx, c)
+	var der []byte
+	var response *ocsp.Response
+	err := m.ask(ctx, 2*stapleTimeout, func(ctx context.Context) (err error) {
+		der, response, err = m.fetchStaple(ctx, c)
+		return err
+	})
 	if err != nil {
 		if ctx.Err() != nil {
 			return
