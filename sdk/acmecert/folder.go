@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 
+	"github.com/legation-io/legation/sdk/acmecert/internal/keys"
 	"github.com/legation-io/legation/sdk/acmecert/internal/sealing"
 	"github.com/legation-io/legation/sdk/internal/durable"
 )
@@ -133,7 +134,7 @@ func private(dir string) error {
 }
 
 func (f *Folder) path(name string) (string, error) {
-	if err := sealing.ValidName(name); err != nil {
+	if err := keys.Valid(name); err != nil {
 		return "", err
 	}
 	return filepath.Join(f.root, values, filepath.FromSlash(name)), nil
@@ -256,7 +257,7 @@ func (f *Folder) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) 
 
 // List implements Storage.
 func (f *Folder) List(ctx context.Context, path string, recursive bool) ([]string, error) {
-	var keys []string
+	var found []string
 	root := filepath.Join(f.root, values)
 	err := filepath.WalkDir(root, func(at string, entry fs.DirEntry, err error) error {
 		if err != nil || ctx.Err() != nil {
@@ -268,12 +269,12 @@ func (f *Folder) List(ctx context.Context, path string, recursive bool) ([]strin
 		}
 		relative, err := filepath.Rel(root, name)
 		if err == nil {
-			keys = append(keys, filepath.ToSlash(relative))
+			found = append(found, filepath.ToSlash(relative))
 		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", path, err)
 	}
-	return listUnder(keys, path, recursive)
+	return keys.Under(found, path, recursive)
 }

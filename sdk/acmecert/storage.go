@@ -4,12 +4,15 @@ import (
 	"context"
 	"io/fs"
 	"log/slog"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/legation-io/legation/sdk/acmecert/internal/keys"
 )
 
 // Storage is where account, keys, certificates and challenges lie and what
@@ -98,40 +101,7 @@ func (m *Memory) Exists(_ context.Context, key string) bool {
 func (m *Memory) List(_ context.Context, path string, recursive bool) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var keys []string
-	for k := range m.values {
-		keys = append(keys, k)
-	}
-	return listUnder(keys, path, recursive)
-}
-
-// listUnder answers a List from all keys.
-func listUnder(keys []string, path string, recursive bool) ([]string, error) {
-	prefix := strings.Trim(path, "/")
-	if prefix != "" {
-		prefix += "/"
-	}
-	seen := map[string]bool{}
-	for _, k := range keys {
-		rest, ok := strings.CutPrefix(k, prefix)
-		if !ok {
-			continue
-		}
-		if first, _, deep := strings.Cut(rest, "/"); deep && !recursive {
-			seen[prefix+first] = true
-			continue
-		}
-		seen[k] = true
-	}
-	if len(seen) == 0 {
-		return nil, &fs.PathError{Op: "list", Path: path, Err: fs.ErrNotExist}
-	}
-	list := make([]string, 0, len(seen))
-	for k := range seen {
-		list = append(list, k)
-	}
-	sort.Strings(list)
-	return list, nil
+	return keys.Under(slices.Collect(maps.Keys(m.values)), path, recursive)
 }
 
 // Stat implements Storage.

@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/legation-io/legation/sdk/acmecert"
+	"github.com/legation-io/legation/sdk/acmecert/internal/keys"
 	"github.com/legation-io/legation/sdk/acmecert/internal/sealing"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
 	"github.com/legation-io/legation/sdk/workloadapi"
@@ -109,7 +110,7 @@ func New(c Config) (*Storage, error) {
 	if c.Prefix == "" {
 		c.Prefix = "acmecert"
 	}
-	if err := sealing.ValidName(c.Prefix); err != nil {
+	if err := keys.Valid(c.Prefix); err != nil {
 		problems = append(problems, fmt.Errorf("the Prefix: %w", err))
 	}
 	if c.LockTTL == 0 {
@@ -163,7 +164,7 @@ func (s *Storage) Close() error {
 
 func (s *Storage) name(key string) (string, error) {
 	name := s.config.Prefix + "/" + strings.Trim(key, "/")
-	return name, sealing.ValidName(name)
+	return name, keys.Valid(name)
 }
 
 func (s *Storage) call(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -292,27 +293,18 @@ func (s *Storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, erro
 
 // List implements acmecert.Storage.
 func (s *Storage) List(ctx context.Context, path string, recursive bool) ([]string, error) {
-	name, root := s.config.Prefix+"/", s.config.Prefix+"/"
+	root := s.config.Prefix + "/"
+	prefix := root
 	if trimmed := strings.Trim(path, "/"); trimmed != "" {
-		name += trimmed + "/"
+		prefix += trimmed + "/"
 	}
-	found, err := s.list(ctx, name)
+	found, err := s.list(ctx, prefix)
 	if err != nil {
 		return nil, explain("list", path, err)
 	}
-	var keys []string
+	all := make([]string, 0, len(found))
 	for _, o := range found {
-		rest := strings.TrimPrefix(o.GetKey(), name)
-		if first, _, deep := strings.Cut(rest, "/"); deep && !recursive {
-			rest = first
-		}
-		key := strings.TrimPrefix(name, root) + rest
-		if len(keys) == 0 || keys[len(keys)-1] != key { // they come in order
-			keys = append(keys, key)
-		}
+		all = append(all, strings.TrimPrefix(o.GetKey(), root))
 	}
-	if len(keys) == 0 {
-		return nil, &fs.PathError{Op: "list", Path: path, Err: fs.ErrNotExist}
-	}
-	return keys, nil
+	return keys.Under(all, path, recursive)
 }

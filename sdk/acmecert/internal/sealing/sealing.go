@@ -137,23 +137,3 @@ func ReadKey(path string) ([]byte, error) {
 	}
 	return nil, fmt.Errorf("%s does not hold a sealing key of %d bytes (raw, hexadecimal or base64): make one with: openssl rand -hex 32", path, KeySize)
 }
-
-// ValidName says why a name of a stored value is refused: the rule of
-// Legation's store, which is safe as a path too.
-func ValidName(name string) error {
-	if name == "" || len(name) > 512 {
-		return fmt.Errorf("a name of %d bytes is refused: it must have 1 to 512", len(name))
-	}
-	for segment := range strings.SplitSeq(name, "/") {
-		if segment == "" || segment == "." || segment == ".." {
-			return fmt.Errorf("the name %q is refused: its segment %q is empty or leads elsewhere", name, segment)
-		}
-		for _, c := range []byte(segment) {
-			ok := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("._@*+-", c) >= 0
-			if !ok {
-				return fmt.Errorf("the name %q is refused: only [A-Za-z0-9._@*+-] and / may be in it", name)
-			}
-		}
-	}
-	return nil
-}

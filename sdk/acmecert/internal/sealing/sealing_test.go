@@ -88,13 +88,3 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
-
-func FuzzValidName(f *testing.F) {
-	f.Add("certificates/ca/x.test/x.test.pair")
-	f.Add("../../etc/passwd")
-	f.Fuzz(func(t *testing.T, name string) {
-		if ValidName(name) == nil && !filepath.IsLocal(filepath.FromSlash(name)) {
-			t.Fatalf("%q leads out of its folder", name)
-		}
-	})
-}

@@ -79,6 +79,11 @@ func Run(t *testing.T, s certmagic.Storage) {
 		if got, err := s.List(ctx, "l", false); err != nil || !slices.Equal(got, []string{"l/x", "l/y"}) {
 			t.Error(got, err)
 		}
+		store(t, "l/y.json", "v") // in key order between l/y and what is below it
+		store(t, "l/y/1", "v")
+		if got, err := s.List(ctx, "l", false); err != nil || !slices.Equal(got, []string{"l/x", "l/y", "l/y.json"}) {
+			t.Error(got, err)
+		}
 	})
 	t.Run("deleting takes what is below, and nothing beside", func(t *testing.T) {
 		if err := s.Delete(ctx, "l/x"); err != nil {
