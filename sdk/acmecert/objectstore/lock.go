@@ -110,6 +110,9 @@ func (s *Storage) hold(name, object string, holder []byte, revision int64) error
 	return nil
 }
 
+// errTaken: another holds the lock.
+var errTaken = errors.New("another holds it")
+
 func (s *Storage) renew(ctx context.Context, name, object string, l *lock) {
 	last := time.Now()
 	ticker := time.NewTicker(s.config.LockTTL / 3)
@@ -120,15 +123,7 @@ func (s *Storage) renew(ctx context.Context, name, object string, l *lock) {
 		case <-ctx.Done():
 			return
 		}
-		revision, err := s.put(ctx, object, l.holder, &l.revision)
-		if status.Code(err) == codes.FailedPrecondition {
-			// Another took it, or the answer to our own last change was lost.
-			var value []byte
-			if value, revision, err = s.get(ctx, object); err == nil && !bytes.Equal(value, l.holder) {
-				err = errors.New("another holds it")
-				last = time.Time{}
-			}
-		}
+		revision, err := s.renewOnce(ctx, object, l)
 		if err == nil {
 			l.revision, last = revision, time.Now()
 			continue
@@ -136,12 +131,29 @@ func (s *Storage) renew(ctx context.Context, name, object string, l *lock) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(last) > s.config.LockTTL {
+		if errors.Is(err, errTaken) || time.Since(last) > s.config.LockTTL {
 			l.lost = true
 			s.log.Error("a lock is lost while it is held: another replica may do the same work", "lock", name, "error", err)
 			return
 		}
 	}
+}
+
+// renewOnce changes the object that others watch. A call that hangs leaves time
+// for another one before they take the lock over.
+func (s *Storage) renewOnce(ctx context.Context, object string, l *lock) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.LockTTL/3)
+	defer cancel()
+	revision, err := s.put(ctx, object, l.holder, &l.revision)
+	if status.Code(err) != codes.FailedPrecondition {
+		return revision, err
+	}
+	// Another took it, or the answer to our own last change was lost.
+	value, revision, err := s.get(ctx, object)
+	if err == nil && !bytes.Equal(value, l.holder) {
+		err = errTaken
+	}
+	return revision, err
 }
 
 // Unlock implements acmecert.Storage.

@@ -6,19 +6,18 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"net"
 	"sort"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/legation-io/legation/sdk/acmecert/internal/storagetest"
 	workloadv1 "github.com/legation-io/legation/sdk/api/workload/v1"
@@ -32,8 +31,9 @@ type keeper struct {
 	mu       sync.Mutex
 	objects  map[string]*workloadv1.Object
 	revision int64
-	// lose answers Unavailable after a Put was done, this many times.
-	lose int
+	// lose answers Unavailable after a Put was done, this many times; hang does
+	// not answer before the caller gives up.
+	lose, hang int
 }
 
 func (k *keeper) Get(_ context.Context, r *workloadv1.GetObjectRequest) (*workloadv1.Object, error) {
@@ -53,8 +53,14 @@ func (k *keeper) checkLocked(key string, want *int64) error {
 	return nil
 }
 
-func (k *keeper) Put(_ context.Context, r *workloadv1.PutObjectRequest) (*workloadv1.PutObjectResponse, error) {
+func (k *keeper) Put(ctx context.Context, r *workloadv1.PutObjectRequest) (*workloadv1.PutObjectResponse, error) {
 	k.mu.Lock()
+	if k.hang > 0 {
+		k.hang--
+		k.mu.Unlock()
+		<-ctx.Done()
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 	defer k.mu.Unlock()
 	if err := k.checkLocked(r.Key, r.IfRevision); err != nil {
 		return nil, err
@@ -94,21 +100,34 @@ func (k *keeper) List(_ context.Context, r *workloadv1.ListObjectsRequest) (*wor
 	return res, nil
 }
 
-func fixture(t testing.TB) (*keeper, grpc.ClientConnInterface) {
-	t.Helper()
-	k := &keeper{objects: map[string]*workloadv1.Object{}}
-	l := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
-	workloadv1.RegisterObjectsServer(server, k)
-	var serving sync.WaitGroup
-	serving.Go(func() { server.Serve(l) })
-	conn, err := grpc.NewClient("passthrough:///", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return l.Dial() }))
-	if err != nil {
-		t.Fatal(err)
+// Invoke implements grpc.ClientConnInterface: an agent without a socket, so that
+// a test's clock can be its own.
+func (k *keeper) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
+	var res any
+	var err error
+	switch r := args.(type) {
+	case *workloadv1.GetObjectRequest:
+		res, err = k.Get(ctx, r)
+	case *workloadv1.PutObjectRequest:
+		res, err = k.Put(ctx, r)
+	case *workloadv1.DeleteObjectRequest:
+		res, err = k.Delete(ctx, r)
+	case *workloadv1.ListObjectsRequest:
+		res, err = k.List(ctx, r)
 	}
-	t.Cleanup(func() { conn.Close(); server.Stop(); serving.Wait() })
-	return k, conn
+	if err == nil {
+		proto.Merge(reply.(proto.Message), res.(proto.Message))
+	}
+	return err
+}
+
+func (k *keeper) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, status.Error(codes.Unimplemented, "no streams")
+}
+
+func fixture() (*keeper, grpc.ClientConnInterface) {
+	k := &keeper{objects: map[string]*workloadv1.Object{}}
+	return k, k
 }
 
 var key = []byte("0123456789abcdef0123456789abcdef")
@@ -128,12 +147,15 @@ func open(t testing.TB, conn grpc.ClientConnInterface, change func(*Config)) *St
 }
 
 func TestItIsAStorage(t *testing.T) {
-	_, conn := fixture(t)
-	storagetest.Run(t, open(t, conn, nil))
+	t.Parallel()
+	_, conn := fixture()
+	// Longer than all of this process is ever held up: who holds a lock could
+	// not renew it, and who waits would take it over.
+	storagetest.Run(t, open(t, conn, func(c *Config) { c.LockTTL = time.Minute }))
 }
 
 func TestWhatIsStoredIsSealedUnderItsName(t *testing.T) {
-	k, conn := fixture(t)
+	k, conn := fixture()
 	s := open(t, conn, nil)
 	secret := []byte("-----BEGIN EC PRIVATE KEY-----")
 	for _, name := range []string{"a", "b"} {
@@ -173,7 +195,7 @@ func TestWhatIsStoredIsSealedUnderItsName(t *testing.T) {
 }
 
 func TestAConfigurationIsRefused(t *testing.T) {
-	_, conn := fixture(t)
+	_, conn := fixture()
 	for name, change := range map[string]func(*Config){
 		"without a sealing key":       func(c *Config) { c.Key = nil },
 		"with two":                    func(c *Config) { c.KeyFile = "/k" },
@@ -192,75 +214,86 @@ func TestAConfigurationIsRefused(t *testing.T) {
 }
 
 func TestAKilledHoldersLockEnds(t *testing.T) {
-	k, conn := fixture(t)
-	dead, alive := open(t, conn, nil), open(t, conn, nil)
-	if err := dead.Lock(t.Context(), "n"); err != nil {
-		t.Fatal(err)
-	}
-	// Killed: nothing renews, nothing is given back.
-	l := dead.held["n"]
-	l.stop()
-	<-l.done
-	begun := time.Now()
-	if err := alive.Lock(t.Context(), "n"); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(begun); took < time.Second || took > 30*time.Second {
-		t.Errorf("it took %s to take over, LockTTL is 1 s", took)
-	}
-	if err := dead.Unlock(t.Context(), "n"); err == nil {
-		t.Error("the dead one gave back another's lock")
-	}
-	k.mu.Lock()
-	held := len(k.objects)
-	k.mu.Unlock()
-	if held != 1 {
-		t.Errorf("%d locks are there", held)
-	}
-	if err := alive.Unlock(t.Context(), "n"); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, conn := fixture()
+		dead, alive := open(t, conn, nil), open(t, conn, nil)
+		if err := dead.Lock(t.Context(), "n"); err != nil {
+			t.Fatal(err)
+		}
+		// Killed: nothing renews, nothing is given back.
+		l := dead.held["n"]
+		l.stop()
+		<-l.done
+		begun := time.Now()
+		if err := alive.Lock(t.Context(), "n"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took < time.Second || took > 1200*time.Millisecond {
+			t.Errorf("it took %s to take over, LockTTL is 1 s", took)
+		}
+		if err := dead.Unlock(t.Context(), "n"); err == nil {
+			t.Error("the dead one gave back another's lock")
+		}
+		if len(k.objects) != 1 {
+			t.Errorf("%d locks are there", len(k.objects))
+		}
+		if err := alive.Unlock(t.Context(), "n"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestALivingHolderKeepsItsLock(t *testing.T) {
-	t.Parallel()
-	k, conn := fixture(t)
-	long := func(c *Config) { c.LockTTL = 6 * time.Second } // four to spare, should nobody let it renew in time
-	a, b := open(t, conn, long), open(t, conn, long)
-	if err := a.Lock(t.Context(), "n"); err != nil {
-		t.Fatal(err)
-	}
-	k.mu.Lock()
-	k.lose = 1 // the answer to a renewal is lost, the renewal is not
-	k.mu.Unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
-	defer cancel()
-	if err := b.Lock(ctx, "n"); err == nil {
-		t.Error("it was taken over")
-	}
-	if err := a.Unlock(t.Context(), "n"); err != nil {
-		t.Error(err)
+	for name, fault := range map[string]func(*keeper){
+		"through all renewals":              func(*keeper) {},
+		"when a renewal's answer is lost":   func(k *keeper) { k.lose = 1 },
+		"when a renewal gets no answer":     func(k *keeper) { k.hang = 1 },
+		"when both happen, to two in a row": func(k *keeper) { k.lose, k.hang = 1, 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k, conn := fixture()
+				long := func(c *Config) { c.LockTTL = 15 * time.Second }
+				a, b := open(t, conn, long), open(t, conn, long)
+				if err := a.Lock(t.Context(), "n"); err != nil {
+					t.Fatal(err)
+				}
+				k.mu.Lock()
+				fault(k)
+				k.mu.Unlock()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if err := b.Lock(ctx, "n"); err == nil {
+					t.Error("it was taken over")
+				}
+				if err := a.Unlock(t.Context(), "n"); err != nil {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }
 
 func TestALockWhoseAnswerWasLostIsHeld(t *testing.T) {
-	k, conn := fixture(t)
-	s := open(t, conn, func(c *Config) { c.LockTTL = 10 * time.Second })
-	k.lose = 1
-	begun := time.Now()
-	if err := s.Lock(t.Context(), "n"); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(begun); took > 9*time.Second {
-		t.Errorf("its own lock held it up for %s", took)
-	}
-	if err := s.Unlock(t.Context(), "n"); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, conn := fixture()
+		s := open(t, conn, func(c *Config) { c.LockTTL = 10 * time.Second })
+		k.lose = 1
+		begun := time.Now()
+		if err := s.Lock(t.Context(), "n"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > time.Second {
+			t.Errorf("its own lock held it up for %s", took)
+		}
+		if err := s.Unlock(t.Context(), "n"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestCloseGivesLocksBack(t *testing.T) {
-	k, conn := fixture(t)
+	k, conn := fixture()
 	s := open(t, conn, nil)
 	if err := s.Lock(t.Context(), "n"); err != nil {
 		t.Fatal(err)
