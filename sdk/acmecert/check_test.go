@@ -216,8 +216,10 @@ func TestRunLeavesNothingBehind(t *testing.T) { // goleak, in TestMain
 	m := newManager(t, func(c *Config) { c.Directory, c.RootCAs, c.Registerer = hanging.URL, pool, registry })
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(t.Context()) }()
-	for m.isIdle() {
-		time.Sleep(time.Millisecond)
+	for deadline := time.Now().Add(time.Minute); m.isIdle(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not run")
+		}
 	}
 	if err := m.Run(t.Context()); err == nil {
 		t.Error("it runs twice")
