@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -106,7 +107,6 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("acmesds: %w", err)
 	}
-	defer os.Remove(s.config.Socket)
 	server := grpc.NewServer(grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxRequest), grpc.ConnectionTimeout(handshake), grpc.ReadBufferSize(4<<10))
 	secretv3.RegisterSecretDiscoveryServiceServer(server, s)
 	ended := make(chan error, 1)
@@ -117,6 +117,9 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		err = nil
 	}
+	// First, while nobody can take its place: the path of a socket that is served
+	// no more may be another process's a moment later.
+	os.Remove(s.config.Socket)
 	server.Stop()
 	s.readers.Wait()
 	return err
@@ -129,9 +132,13 @@ func listen(path string) (net.Listener, error) {
 		if info.Mode()&fs.ModeSocket == 0 {
 			return nil, fmt.Errorf("%s is there and is no socket: remove it or name another path", path)
 		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			c.Close()
 			return nil, fmt.Errorf("%s is served by another process already", path)
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("is %s served by another process? %w", path, err)
 		}
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".sds") // 0700

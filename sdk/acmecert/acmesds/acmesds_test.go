@@ -7,11 +7,15 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -237,6 +241,23 @@ func TestAnIncrementalStreamGetsOnlyWhatChanged(t *testing.T) {
 	}
 }
 
+func TestAnIncrementalStreamOfAllNamesMayAskForOneAgain(t *testing.T) {
+	d := &delta{sent: map[string]string{}}
+	d.server = &Server{}
+	var names []string
+	for i := range maxNames {
+		names = append(names, fmt.Sprint("n", i))
+	}
+	for _, row := range []struct {
+		names []string
+		fine  bool
+	}{{names, true}, {names[:1], true}, {[]string{"more"}, false}} {
+		if err := d.receive(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: row.names}); (err == nil) != row.fine {
+			t.Error(len(row.names), err)
+		}
+	}
+}
+
 func TestTheSocketIsTheOwnersAlone(t *testing.T) {
 	path := serve(t, newKept(), nil)
 	info, err := os.Stat(path)
@@ -253,6 +274,28 @@ func TestAPathIsRefused(t *testing.T) {
 	path := serve(t, newKept(), nil)
 	if _, err := listen(path); err == nil {
 		t.Error("another process's socket was taken")
+	}
+	busy := filepath.Join(t.TempDir(), "s")
+	syscall.ForkLock.RLock()
+	socket, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(socket)
+	}
+	syscall.ForkLock.RUnlock()
+	if err == nil {
+		defer syscall.Close(socket)
+		err = errors.Join(syscall.Bind(socket, &syscall.SockaddrUnix{Name: busy}), syscall.Listen(socket, 0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // fills its queue: nobody accepts
+		if c, err := net.DialTimeout("unix", busy, 10*time.Millisecond); err == nil {
+			defer c.Close()
+		}
+	}
+	if _, err := listen(busy); err == nil {
+		t.Error("a socket whose process is busy was taken")
 	}
 	file := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -37,7 +37,7 @@ func (d *delta) receive(r *discoveryv3.DeltaDiscoveryRequest) error {
 		delete(d.sent, name)
 	}
 	for _, name := range r.GetResourceNamesSubscribe() {
-		if len(d.sent) == maxNames {
+		if _, again := d.sent[name]; !again && len(d.sent) == maxNames {
 			return status.Errorf(codes.InvalidArgument, "more than %d names in one stream", maxNames)
 		}
 		d.sent[name] = "" // asked for again is sent again
