@@ -31,8 +31,9 @@ type VerifierConfig struct {
 	MaxLifetime time.Duration
 	// MaxDepth as in Params.
 	MaxDepth int
-	// CacheSize is how many accepted chains are remembered, each with at most
-	// 32 KiB; zero is 1024, negative none.
+	// CacheSize is how many accepted chains are remembered, rounded up to a
+	// multiple of 16; zero is 1024, negative none. A chain of more than 32 KiB,
+	// its staple included, is verified each time.
 	CacheSize int
 	// Now is wall time; nil is time.Now.
 	Now func() time.Time
