@@ -3,8 +3,6 @@ package chaincheck
 import (
 	"context"
 	"crypto/x509"
-	"os/exec"
-	"strings"
 	"testing"
 )
 
@@ -165,19 +163,6 @@ func TestVerifyCostsItsSignatureChecks(t *testing.T) {
 		allocations := testing.AllocsPerRun(20, func() { _, _ = Verify(p) })
 		if extra := allocations - bare; extra > 32 {
 			t.Errorf("with %s it allocates %.0f times beyond its signature checks", name, extra)
-		}
-	}
-}
-
-// TestTheVerifierLinksNoHTTP: small clients link it.
-func TestTheVerifierLinksNoHTTP(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", ".").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range strings.Fields(string(out)) {
-		if p == "net/http" || strings.HasPrefix(p, "google.golang.org/") || strings.HasPrefix(p, "github.com/prometheus") {
-			t.Errorf("it links %s", p)
 		}
 	}
 }
