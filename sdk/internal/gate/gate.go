@@ -39,11 +39,12 @@ type Listener struct {
 	empty  chan struct{} // closed when the queue was empty and the socket is closed
 	closed chan struct{} // by Close
 	shut   sync.Once
+	close  func() error // the socket, once
 }
 
 // New wraps inner.
 func New(inner net.Listener) *Listener {
-	l := &Listener{Listener: inner, longest: longest, empty: make(chan struct{}), closed: make(chan struct{})}
+	l := &Listener{Listener: inner, longest: longest, empty: make(chan struct{}), closed: make(chan struct{}), close: sync.OnceValue(inner.Close)}
 	l.deadlines, _ = inner.(interface{ SetDeadline(time.Time) error })
 	return l
 }
@@ -77,7 +78,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 // the end of everything.
 func (l *Listener) over() error {
 	l.once.Do(func() {
-		_ = l.Listener.Close() // its queue is empty
+		_ = l.close() // its queue is empty
 		close(l.empty)
 	})
 	<-l.closed
@@ -96,7 +97,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 		}
 		l.draining.Store(true)
 		if l.deadlines == nil || l.deadlines.SetDeadline(time.Now()) != nil {
-			_ = l.Listener.Close() // wakes Accept
+			_ = l.close() // wakes Accept
 		}
 	})
 	select {
@@ -112,10 +113,5 @@ func (l *Listener) Drain(ctx context.Context) error {
 // Close implements net.Listener.
 func (l *Listener) Close() error {
 	l.shut.Do(func() { close(l.closed) })
-	select {
-	case <-l.empty:
-		return nil // closed already
-	default:
-		return l.Listener.Close()
-	}
+	return l.close()
 }

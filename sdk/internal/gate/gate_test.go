@@ -122,6 +122,45 @@ func TestADeadlineThatPassedUnseenEndsNoQueueOnLinux(t *testing.T) {
 	}
 }
 
+// lingering is a listener whose Close takes its time.
+type lingering struct {
+	*net.UnixListener
+	closing chan struct{}
+	resume  chan struct{}
+}
+
+func (s *lingering) Close() error {
+	err := s.UnixListener.Close()
+	select {
+	case s.closing <- struct{}{}:
+		<-s.resume
+	default:
+	}
+	return err
+}
+
+func TestClosingWhileTheEmptyQueueClosesIsNoError(t *testing.T) {
+	inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &lingering{inner.(*net.UnixListener), make(chan struct{}, 1), make(chan struct{})}
+	l := New(s)
+	acceptor(t, l)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := l.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	<-s.closing
+	wg.Go(func() { close(s.resume) })
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNewcomersAreRefusedAtOnceOnLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux can")
