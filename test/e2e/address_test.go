@@ -70,12 +70,12 @@ func (ns *namespace) presented(address string) (*x509.Certificate, error) {
 		}
 		runtime.UnlockOSThread()
 	}()
-	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+	conn, err := net.DialTimeout("tcp", address, world.Patience)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(world.Patience))
 	client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}) // it looks, and sends nothing
 	if err := client.Handshake(); err != nil {
 		return nil, err

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/legation-io/legation/test/e2e/world"
 )
@@ -142,6 +141,6 @@ func TestARevocationMadeWhileTheAgentWasAwayEndsConnectionsWhenItIsBack(t *testi
 		t.Fatalf("before the agent knows: %v", err)
 	}
 	p.node.Start()
-	open.ended(t, 10*time.Second)
+	open.ended(t)
 	p.stops()
 }

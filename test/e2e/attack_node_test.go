@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"io"
@@ -151,9 +152,16 @@ func TestA01AStolenAgentKeyGetsNothingOfOtherNodes(t *testing.T) {
 		t.Errorf("a batch with one bad item: %v %v", r, err)
 	}
 	// A CA is not to be had, whatever the request says.
-	ca := csrFor(t, x509.CertificateRequest{ExtraExtensions: nil, URIs: uri(t, mine)})
-	if r, err := a.SignX509(t.Context(), &nodev1.SignX509Request{TrustDomain: world.TrustDomain, Items: []*nodev1.X509Item{{Entry: "default/mine", SpiffeId: mine, Csr: ca}}}); err == nil {
-		leaf, err := x509.ParseCertificate(r.Results[0].Chain[0])
+	ca := csrFor(t, x509.CertificateRequest{URIs: uri(t, mine), ExtraExtensions: []pkix.Extension{
+		{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}, // basicConstraints: cA
+		{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true, Value: []byte{3, 2, 1, 6}},          // keyUsage: keyCertSign, cRLSign
+	}})
+	asked, err := a.SignX509(t.Context(), &nodev1.SignX509Request{TrustDomain: world.TrustDomain, Items: []*nodev1.X509Item{{Entry: "default/mine", SpiffeId: mine, Csr: ca}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := asked.Results[0]; got.Refusal == nil {
+		leaf, err := x509.ParseCertificate(got.Chain[0])
 		if err != nil || leaf.IsCA || len(leaf.URIs) != 1 || leaf.KeyUsage&x509.KeyUsageCertSign != 0 {
 			t.Errorf("issued: %+v %v", leaf, err)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -45,7 +44,7 @@ func TestARevokedOperatorIsOutOnAnOpenConnection(t *testing.T) {
 	if err := list(); status.Code(err) != codes.PermissionDenied && status.Code(err) != codes.Unavailable {
 		t.Errorf("on the open connection, after: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), world.Patience)
 	defer cancel()
 	if !conn.WaitForStateChange(ctx, connectivity.Ready) {
 		t.Error("the connection stays open")

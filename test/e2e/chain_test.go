@@ -6,7 +6,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/legation-io/legation/test/e2e/world"
 )
@@ -88,7 +87,7 @@ func TestA35AConnectionWhoseRequestsAreReadEndsToo(t *testing.T) {
 	if r.ConnectionsClosed == 0 || r.ConnectionsFailed != 0 {
 		t.Errorf("connections: %+v", r)
 	}
-	held{conn}.ended(t, 2*time.Second)
+	held{conn}.ended(t)
 }
 
 func withIdentityHeaders(service, name string) string {

@@ -138,7 +138,7 @@ func TestABannedNodeIsOutAtOnce(t *testing.T) {
 	if banned.RevokedCertificates < 3 {
 		t.Errorf("%d certificates were revoked, want the node's own and two of its workloads", banned.RevokedCertificates)
 	}
-	world.Until(t, 5*time.Second, "the node's streams end", func() error {
+	world.Until(t, world.Patience, "the node's streams end", func() error {
 		var n struct{ Banned, Connected bool }
 		p.JSON(&n, "node", "show", "n1")
 		if !n.Banned || n.Connected {

@@ -92,7 +92,7 @@ type held struct{ net.Conn }
 // hold opens a connection and uses it once.
 func hold(t testing.TB, address string) held {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+	conn, err := net.DialTimeout("tcp", address, world.Patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func hold(t testing.TB, address string) held {
 
 // use does one request on it.
 func (h held) use() error {
-	_ = h.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = h.SetDeadline(time.Now().Add(world.Patience))
 	if _, err := io.WriteString(h, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		return err
 	}
@@ -119,13 +119,14 @@ func (h held) use() error {
 	return err
 }
 
-// ended waits until the other end has closed it, and fails after the limit.
-func (h held) ended(t testing.TB, limit time.Duration) {
+// ended waits until the other end has closed it. How fast that was is in the
+// command's own figures.
+func (h held) ended(t testing.TB) {
 	t.Helper()
-	_ = h.SetDeadline(time.Now().Add(limit))
+	_ = h.SetDeadline(time.Now().Add(world.Patience))
 	var timeout net.Error
 	if _, err := io.Copy(io.Discard, h); errors.As(err, &timeout) && timeout.Timeout() {
-		t.Fatalf("a connection that had to end lived for %s more", limit)
+		t.Fatalf("a connection that had to end lived for %s more", world.Patience)
 	}
 }
 

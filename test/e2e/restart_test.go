@@ -77,7 +77,7 @@ func TestAnAgentRestartDisturbsNoProgram(t *testing.T) {
 		return nil
 	})
 	r := p.revoke(world.ID("alice"))
-	open.ended(t, 5*time.Second)
+	open.ended(t)
 	p.stops()
 	if r.ConnectionsClosed == 0 || len(r.Missing) > 0 {
 		t.Errorf("%+v", r)

@@ -41,7 +41,7 @@ func TestA35RevokingASerialEndsItsConnectionsAndBringsANewKey(t *testing.T) {
 	if r.ConnectionsClosed == 0 || r.ConnectionsFailed != 0 || r.ConnectionsMillis > 1000 {
 		t.Errorf("connections: %+v", r)
 	}
-	open.ended(t, time.Second)
+	open.ended(t)
 	if err := bystander.use(); err != nil {
 		t.Errorf("a bystander's connection was ended, too: %v", err)
 	}
@@ -81,7 +81,7 @@ func TestA35RevokingAnIdentityBlocksItUntilLifted(t *testing.T) {
 	if len(r.Serials) != 1 || len(r.Missing) != 0 || r.ConnectionsClosed == 0 {
 		t.Errorf("%+v", r)
 	}
-	open.ended(t, time.Second)
+	open.ended(t)
 	p.stops()
 	if err := bystander.use(); err != nil {
 		t.Errorf("a bystander's connection was ended, too: %v", err)
@@ -111,7 +111,7 @@ func TestA35RevokingANodeTakesAllOfIt(t *testing.T) {
 	if len(r.Serials) < 3 {
 		t.Errorf("%+v; want the node's own certificate and those of two programs", r)
 	}
-	open.ended(t, 5*time.Second)
+	open.ended(t)
 	var certs []struct{ Revoked bool }
 	p.JSON(&certs, "cert", "list", "--node", "n1")
 	for _, c := range certs {

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -274,7 +273,7 @@ func TestA22AnotherProcessOfTheUserReadsNoMemory(t *testing.T) {
 		// An abort leaves no core file behind.
 		_ = syscall.Kill(pid, syscall.SIGQUIT)
 	}
-	world.Until(t, 10*time.Second, "both ended by SIGQUIT", func() error {
+	world.Until(t, world.Patience, "both ended by SIGQUIT", func() error {
 		if !w.Server.Ended() || !n.Ended() {
 			return fmt.Errorf("still there")
 		}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/legation-io/legation/test/e2e/world"
 )
@@ -110,7 +109,7 @@ func TestAProgramDiesWithItsSession(t *testing.T) {
 			t.Fatalf("program %d, Envoy %d", program, envoy)
 		}
 		s.Kill()
-		world.Until(t, 5*time.Second, "program and Envoy are gone", func() error {
+		world.Until(t, world.Patience, "program and Envoy are gone", func() error {
 			for _, pid := range []int{program, envoy} {
 				if syscall.Kill(pid, 0) == nil {
 					return fmt.Errorf("pid %d (%s) lives", pid, world.Exe(pid))

@@ -76,7 +76,7 @@ func (term *terminal) start(t *testing.T, argv ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	term.line.Close()
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	return cmd
 }
 
@@ -193,7 +193,11 @@ func TestAShellStopsAndContinuesASession(t *testing.T) {
 	in(envoy, "S", "R") // connections are not cut by a key
 	term.types(t, "fg\n")
 	in(program, "S", "R")
-	if err := syscall.Kill(descendant(shell.Process.Pid, "/legation-agent"), syscall.SIGUSR1); err != nil {
+	parent := descendant(shell.Process.Pid, "/legation-agent")
+	if parent == 0 {
+		t.Fatal("the session's parent is gone")
+	}
+	if err := syscall.Kill(parent, syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
 	term.says(t, "got user defined signal 1")
