@@ -265,7 +265,8 @@ func TestARateLimitIsKept(t *testing.T) {
 			for time.Now().UnixNano() < told.Load()-int64(200*time.Millisecond) {
 				time.Sleep(50 * time.Millisecond)
 			}
-			if n := f.count("/"); n != before {
+			// Only what was counted before that time is over says anything.
+			if n := f.count("/"); n != before && time.Now().UnixNano() < told.Load() {
 				t.Errorf("%d requests in the time for which it was told to wait", n-before)
 			}
 			s.wait(patience)
@@ -358,7 +359,11 @@ func TestCloseInTheMiddleOfAnOrder(t *testing.T) {
 	c := s.config(p, "one.test")
 	c.Directory, c.RootCAs = f.Directory, f.TLS
 	m := s.manage(c)
-	<-asked
+	select {
+	case <-asked:
+	case <-time.After(patience):
+		t.Fatal("no order came so far")
+	}
 	begun := time.Now()
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
@@ -375,9 +380,7 @@ func TestCloseInTheMiddleOfAnOrder(t *testing.T) {
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- again.Run(ctx) }()
-	if err := again.Wait(ctx); err == nil {
-		t.Log("a certificate by the second Manager, though the first answers the challenges from the shared Storage")
-	} else {
+	if err := again.Wait(ctx); err != nil { // the first answers its challenges from the shared Storage
 		t.Error(err)
 	}
 	cancel()

@@ -53,7 +53,7 @@ func balancer(t testing.TB, targets ...string) net.Listener {
 					defer out.Close()
 					in.SetDeadline(time.Now().Add(time.Minute))
 					out.SetDeadline(time.Now().Add(time.Minute))
-					go func() { io.Copy(out, in); out.(*net.TCPConn).CloseWrite() }()
+					carrying.Go(func() { io.Copy(out, in); out.(*net.TCPConn).CloseWrite() })
 					io.Copy(in, out)
 					return
 				}
@@ -94,11 +94,11 @@ func newFleet(t *testing.T) *fleet {
 	return f
 }
 
-// start runs replica i, which orders of a directory.
-func (f *fleet) start(i int, directory string, roots string) *world.Process {
+// start runs replica i, which orders of a directory; ttl is LockTTL.
+func (f *fleet) start(i int, directory, roots string, ttl time.Duration) *world.Process {
 	f.Helper()
 	return f.Run(fmt.Sprintf("replica-%d", i+1), []string{f.program, "-socket", f.nodes[i].Socket, "-key-file", f.key, "-directory", directory,
-		"-roots", roots, "-domain", "model.test", "-http", f.http[i], "-https", f.https[i]})
+		"-roots", roots, "-domain", "model.test", "-http", f.http[i], "-https", f.https[i], "-lock-ttl", ttl.String()})
 }
 
 // shown is the serial that replica i serves.
@@ -119,8 +119,10 @@ func TestReplicasOnTwoNodesShareOneCertificate(t *testing.T) {
 	f := newFleet(t)
 	front := newFront(t, f.pebble)
 	roots := f.rootFile("front.pem", front.certificate)
-	first := f.start(0, front.Directory, roots)
-	second := f.start(1, front.Directory, roots)
+	// LockTTL is longer than a replica is ever held up on a busy machine: one
+	// that cannot renew its lock loses it, and then both order.
+	first := f.start(0, front.Directory, roots, time.Minute)
+	second := f.start(1, front.Directory, roots, time.Minute)
 	pool := f.pebble.Roots(t)
 	both := func() string {
 		var one string
@@ -168,8 +170,8 @@ func TestReplicasOnTwoNodesShareOneCertificate(t *testing.T) {
 		for _, n := range f.nodes {
 			n.Connected()
 		}
-		f.start(0, front.Directory, roots)
-		f.start(1, front.Directory, roots)
+		f.start(0, front.Directory, roots, time.Minute)
+		f.start(1, front.Directory, roots, time.Minute)
 		if again := both(); again != served {
 			t.Errorf("%s was served, now %s", served, again)
 		}
@@ -191,14 +193,14 @@ func TestAReplicaThatIsKilledInAnOrderHoldsUpNoOther(t *testing.T) {
 		asked <- struct{}{}
 		return front.hang(r)
 	}, nil)
-	first := f.start(0, front.Directory, roots)
+	first := f.start(0, front.Directory, roots, 4*time.Second)
 	select {
 	case <-asked: // it holds its locks now
 	case <-time.After(world.Patience):
 		t.Fatal("no order came so far")
 	}
 	front.misbehave(nil, nil)
-	second := f.start(1, front.Directory, roots)
+	second := f.start(1, front.Directory, roots, 4*time.Second)
 	begun := time.Now()
 	first.Kill()
 	pool := f.pebble.Roots(t)
@@ -220,7 +222,7 @@ func TestObjectsAreOfAnIdentityAlone(t *testing.T) {
 	}
 	f.Apply(world.Identity("stranger", "n1", "unix:path:"+self))
 	objects := client(t, f.nodes[0].Socket)
-	ctx, cancel := context.WithTimeout(t.Context(), world.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*world.Patience) // of all that follows
 	defer cancel()
 	world.Until(f, world.Patience, "the stranger has an identity", func() error { _, err := objects.list(ctx, ""); return err })
 	if err := objects.put(ctx, "", "mine", "v"); err != nil {

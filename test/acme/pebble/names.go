@@ -20,9 +20,8 @@ type Names struct {
 
 	mu  sync.Mutex
 	txt map[string][]string
-	// Answer, when set, replaces what is answered; for answers that are made
-	// to do harm.
-	Answer func(*dns.Msg) *dns.Msg
+	// answer, when set, replaces what is answered.
+	answer func(*dns.Msg) *dns.Msg
 }
 
 // NewNames serves until the test ends.
@@ -69,7 +68,7 @@ func pairOfPorts() (net.PacketConn, net.Listener, error) {
 // ServeDNS implements dns.Handler.
 func (n *Names) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	n.mu.Lock()
-	answer := n.Answer
+	answer := n.answer
 	n.mu.Unlock()
 	if answer != nil {
 		w.WriteMsg(answer(r))
@@ -97,11 +96,11 @@ func (n *Names) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	w.WriteMsg(m)
 }
 
-// Misanswer makes the server answer what f makes.
+// Misanswer makes the server answer what f makes, to do harm.
 func (n *Names) Misanswer(f func(*dns.Msg) *dns.Msg) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.Answer = f
+	n.answer = f
 }
 
 func (n *Names) name(zone, name string) (string, error) {

@@ -43,8 +43,6 @@ type Options struct {
 	Validity int
 	// OCSP is the responder's URL that certificates name.
 	OCSP string
-	// KeyAlgorithm of the CA: "rsa" (default) or "ecdsa".
-	KeyAlgorithm string
 }
 
 // A Pebble that runs until the test ends.
@@ -99,9 +97,6 @@ func Start(t testing.TB, o Options) *Pebble {
 	pool := serverPair(t, dir)
 	listen, manage := freePort(t), freePort(t)
 	names := NewNames(t)
-	if o.KeyAlgorithm == "" {
-		o.KeyAlgorithm = "rsa"
-	}
 	if o.Validity == 0 {
 		o.Validity = 90 * 24 * 3600
 	}
@@ -110,7 +105,7 @@ func Start(t testing.TB, o Options) *Pebble {
 		"certificate": filepath.Join(dir, "cert.pem"), "privateKey": filepath.Join(dir, "key.pem"),
 		"httpPort": o.HTTPPort, "tlsPort": o.TLSPort, "ocspResponderURL": o.OCSP,
 		"externalAccountBindingRequired": len(o.EAB) > 0, "externalAccountMACKeys": o.EAB,
-		"keyAlgorithm": o.KeyAlgorithm, "retryAfter": map[string]int{"authz": 1, "order": 1},
+		"keyAlgorithm": "rsa", "retryAfter": map[string]int{"authz": 1, "order": 1},
 		"profiles": map[string]any{"default": map[string]any{"description": "for tests", "validityPeriod": o.Validity}},
 	}}
 	raw, err := json.Marshal(config)

@@ -34,7 +34,7 @@ func run() error {
 	domain := flag.String("domain", "", "name to serve")
 	plain := flag.String("http", "", "address for HTTP-01")
 	secure := flag.String("https", "", "address for HTTPS")
-	ttl := flag.Duration("lock-ttl", 4*time.Second, "of a silent holder's lock")
+	ttl := flag.Duration("lock-ttl", 0, "of a silent holder's lock")
 	flag.Parse()
 
 	pem, err := os.ReadFile(*roots)
