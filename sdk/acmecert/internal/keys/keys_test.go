@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func FuzzValid(f *testing.F) {
+func FuzzValidName(f *testing.F) {
 	f.Add("certificates/ca/x.test/x.test.pair")
 	f.Add("../../etc/passwd")
 	f.Fuzz(func(t *testing.T, name string) {
