@@ -5,6 +5,8 @@ package durable
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -60,6 +62,27 @@ func Tidy(dir string) {
 			_ = os.Remove(filepath.Join(dir, e.Name())) // or the next time
 		}
 	}
+}
+
+// MkdirAll makes a folder and what is missing above it, which nobody but the
+// owner can enter.
+func MkdirAll(path string) error {
+	if info, err := os.Stat(path); err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is no folder", path)
+		}
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := MkdirAll(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return SyncDir(parent)
 }
 
 // SyncDir makes the names in a folder durable.

@@ -65,3 +65,28 @@ func TestWhatAKillLeftIsRemovedAndNothingElse(t *testing.T) {
 		t.Errorf("left: %v", entries)
 	}
 }
+
+func TestFoldersAreMadeWithThoseAbove(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a", "b")
+	for range 2 {
+		if err := MkdirAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []string{path, filepath.Dir(path)} {
+		if info, err := os.Stat(p); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", p, info.Mode(), err)
+		}
+	}
+	file := filepath.Join(dir, "file")
+	if err := Create(file, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := MkdirAll(filepath.Join(file, "a")); err == nil {
+		t.Error("a folder is made in a file")
+	}
+	if err := MkdirAll(file); err == nil {
+		t.Error("a file passes for a folder")
+	}
+}

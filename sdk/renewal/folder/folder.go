@@ -36,6 +36,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
 )
 
@@ -98,7 +99,7 @@ func Open(cfg Config) (*Folder, error) {
 		taken: make(map[renewal.Key]*renewal.Certificate), watchers: make(map[*watcher]struct{}),
 	}
 	for _, dir := range []string{cfg.State, f.statusDir(), filepath.Join(cfg.State, "secrets")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := durable.MkdirAll(dir); err != nil {
 			return nil, fmt.Errorf("folder: %w", err)
 		}
 		if err := os.Chmod(dir, 0o700); err != nil {

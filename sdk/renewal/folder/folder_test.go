@@ -298,7 +298,7 @@ func TestAKubernetesMountChangesItsLinks(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(certs, name, "c.yaml"), []byte(yamlOf(t, c)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := relink(certs, "..data", name); err != nil {
+		if err := link(certs, "..data", name); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -59,13 +59,18 @@ func (f *Folder) GetSecret(_ context.Context, namespace, name string) (*renewal.
 			return nil, err
 		}
 		s := &renewal.Secret{Namespace: namespace, Name: name, Data: make(map[string][]byte)}
-		if err = readSecret(s, filepath.Join(dir, filepath.Base(link))); err == nil {
+		err = readSecret(s, filepath.Join(dir, filepath.Base(link)))
+		if now, linkErr := os.Readlink(filepath.Join(dir, dataLink)); linkErr != nil || now != link {
+			continue // some of it may have been removed already
+		}
+		if err == nil {
 			return s, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
+	err = cmp.Or(err, errors.New("it changes all the time"))
 	return nil, fmt.Errorf("read secret %s/%s: %w", namespace, name, err)
 }
 
@@ -97,30 +102,34 @@ func (f *Folder) PutSecret(_ context.Context, s *renewal.Secret) error {
 	if err := checkName(s.Namespace, s.Name); err != nil {
 		return err
 	}
-	dir := f.secretDir(s.Namespace, s.Name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	dir, version := f.secretDir(s.Namespace, s.Name), ".."+rand.Text()
+	err := durable.MkdirAll(dir)
+	if err == nil {
+		err = fillVersion(filepath.Join(dir, version), s)
 	}
-	version := ".." + rand.Text()
-	if err := fillVersion(filepath.Join(dir, version), s); err != nil {
+	for name := range s.Data { // first, so that whoever finds the data finds the links
+		if err == nil {
+			err = link(dir, name, filepath.Join(dataLink, name))
+		}
+	}
+	if err == nil {
+		err = durable.SyncDir(dir) // what the data will link to is there before it does
+	}
+	if err != nil {
 		os.RemoveAll(filepath.Join(dir, version))
 		return fmt.Errorf("write secret %s/%s: %w", s.Namespace, s.Name, err)
 	}
-	for name := range s.Data { // first, so that whoever finds the data finds the links
-		if have, err := os.Readlink(filepath.Join(dir, name)); err == nil && have == filepath.Join(dataLink, name) {
-			continue
-		}
-		if err := relink(dir, name, filepath.Join(dataLink, name)); err != nil {
-			return err
-		}
+	if err := link(dir, dataLink, version); err != nil {
+		return err
 	}
-	if err := relink(dir, dataLink, version); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return err
 	}
 	return prune(dir, version)
 }
 
-// prune removes older versions and values that are no more.
+// prune removes older versions and values that are no more. What a power cut
+// brings back of them goes with the next start.
 func prune(dir, version string) error {
 	values, err := os.ReadDir(filepath.Join(dir, version))
 	if err != nil {
@@ -142,7 +151,7 @@ func prune(dir, version string) error {
 			return err
 		}
 	}
-	return durable.SyncDir(dir)
+	return nil
 }
 
 // sweep finishes what a process that was killed had begun to put or to delete,
@@ -190,17 +199,21 @@ func fillVersion(dir string, s *renewal.Secret) error {
 	return durable.SyncDir(dir)
 }
 
-// relink makes or replaces a symbolic link in one step.
-func relink(dir, name, target string) error {
+// link makes or replaces a symbolic link in one step.
+func link(dir, name, target string) error {
+	path := filepath.Join(dir, name)
+	if have, err := os.Readlink(path); err == nil && have == target {
+		return nil
+	}
 	aside := filepath.Join(dir, "..link-"+rand.Text())
 	if err := os.Symlink(target, aside); err != nil {
 		return err
 	}
-	if err := os.Rename(aside, filepath.Join(dir, name)); err != nil {
+	if err := os.Rename(aside, path); err != nil {
 		os.Remove(aside)
 		return err
 	}
-	return durable.SyncDir(dir)
+	return nil
 }
 
 // DeleteSecret implements renewal.Store.
@@ -209,7 +222,12 @@ func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
 		return err
 	}
 	dir := f.secretDir(namespace, name)
-	if err := os.Remove(filepath.Join(dir, dataLink)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Half a Secret must not be taken for a whole one, after a power cut either.
+	err := os.Remove(filepath.Join(dir, dataLink))
+	if err == nil {
+		err = durable.SyncDir(dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {

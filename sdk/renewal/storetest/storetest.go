@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -156,6 +157,44 @@ func Run(t *testing.T, open func(t *testing.T) Backend) {
 			if _, err := b.Store.GetSecret(t.Context(), "shop", "s"); !errors.Is(err, renewal.ErrNotFound) {
 				t.Error(err)
 			}
+		}},
+		{"a Secret is read whole while it is replaced, or not at all while it is deleted", func(t *testing.T, b Backend) {
+			secret := func(n int) *renewal.Secret {
+				v := []byte(strconv.Itoa(n))
+				return &renewal.Secret{Namespace: "shop", Name: "s", Data: map[string][]byte{renewal.TLSKey: v, renewal.TLSCert: v, renewal.CACert: v}}
+			}
+			put(t, b, secret(0))
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for range 2 {
+				wg.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						s, err := b.Store.GetSecret(context.Background(), "shop", "s")
+						if errors.Is(err, renewal.ErrNotFound) {
+							continue
+						}
+						if err != nil || len(s.Data) != 3 || string(s.Data[renewal.TLSKey]) != string(s.Data[renewal.TLSCert]) || string(s.Data[renewal.TLSKey]) != string(s.Data[renewal.CACert]) {
+							t.Errorf("%v, %v", s, err)
+							return
+						}
+					}
+				})
+			}
+			for n := range 40 {
+				put(t, b, secret(n))
+				if n%10 == 9 {
+					if err := b.Store.DeleteSecret(t.Context(), "shop", "s"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			close(stop)
+			wg.Wait()
 		}},
 		{"a watch tells of what there is, and of what appears, changes and goes", func(t *testing.T, b Backend) {
 			b.Apply(Certificate("a"))
