@@ -149,6 +149,8 @@ func TestWhatASpecMustNotSay(t *testing.T) {
 		{"a secret that climbs out", func(c *Certificate) { c.Spec.SecretName = "../../etc" }, "spec.secretName"},
 		{"a secret with the name of a key to come", func(c *Certificate) { c.Spec.SecretName = "a.next-private-key" }, "spec.secretName: names ending in .next-private-key are used for keys to come"},
 		{"a name that climbs out", func(c *Certificate) { c.Metadata.Name = "../a" }, "metadata.name"},
+		{"a name that leaves no room for the key to come", func(c *Certificate) { c.Metadata.Name = strings.Repeat("a.", 118) + "a" }, "metadata.name: 237 characters are over the limit of 236"},
+		{"the longest name is allowed", func(c *Certificate) { c.Metadata.Name = strings.Repeat("a.", 117) + "aa" }, ""},
 		{"a namespace with a dot", func(c *Certificate) { c.Metadata.Namespace = "a.b" }, "metadata.namespace"},
 		{"no issuer", func(c *Certificate) { c.Spec.IssuerRef.Name = "" }, "spec.issuerRef.name: missing"},
 		{"an issuer's kind without its group", func(c *Certificate) { c.Spec.IssuerRef.Kind = "VenafiIssuer" }, "needs issuerRef.group"},

@@ -40,7 +40,6 @@ type memo struct {
 type verdict struct {
 	it      *item
 	gone    bool // there is no such certificate
-	ours    bool // the Filter passes it
 	due     bool
 	next    time.Time // when to look again, if not due; zero: at the next change
 	issuer  string
@@ -57,7 +56,7 @@ func (s *Scheduler) examine(ctx context.Context, it *item) verdict {
 		c, err := s.cfg.Store.Get(ctx, it.key)
 		if errors.Is(err, ErrNotFound) {
 			s.letGo(it)
-			v.gone = true
+			v.gone, v.err = true, s.tidy(ctx, it.key)
 			return v
 		}
 		if err != nil {
@@ -69,7 +68,7 @@ func (s *Scheduler) examine(ctx context.Context, it *item) verdict {
 			return v
 		}
 		before := c.Clone()
-		v = verdict{it: it, ours: true, issuer: c.issuerKey()}
+		v = verdict{it: it, issuer: c.issuerKey()}
 		if v.err = s.judge(ctx, it, c, &v); v.err != nil {
 			return v
 		}
@@ -147,7 +146,7 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 	// While something is being issued the request is in use: it is looked at
 	// again afterwards.
 	if !it.memo.tidied && !c.Status.Is(Issuing) && c.Status.LastFailureTime == nil {
-		if err := s.tidy(ctx, c); err != nil {
+		if err := s.tidy(ctx, it.key); err != nil {
 			return err
 		}
 		it.memo.tidied = true
@@ -186,11 +185,14 @@ func (s *Scheduler) judge(ctx context.Context, it *item, c *Certificate, v *verd
 }
 
 // tidy removes the request of an issuance that was finished just before the
-// power failed.
-func (s *Scheduler) tidy(ctx context.Context, c *Certificate) error {
-	next := Key{c.Key().Namespace, c.Key().Name + nextSuffix}
+// power failed, or of a certificate that is gone.
+func (s *Scheduler) tidy(ctx context.Context, k Key) error {
+	next := Key{k.Namespace, k.Name + NextPrivateKeySuffix}
+	if !isSubdomain(next.Name) {
+		return nil // its spec was refused, and nothing ever asked for
+	}
 	left, err := s.secret(ctx, next)
-	if err != nil || left == nil || left.Annotations[annotationCertificate] != c.Metadata.Name {
+	if err != nil || left == nil || left.Annotations[annotationCertificate] != k.Name {
 		return err
 	}
 	if err := s.cfg.Store.DeleteSecret(ctx, next.Namespace, next.Name); err != nil {

@@ -107,7 +107,7 @@ const requestLife = 24 * time.Hour
 // in the status that an issuance runs.
 func (s *Scheduler) prepare(ctx context.Context, a *attempt) error {
 	k := a.c.Key()
-	nextKey := Key{k.Namespace, k.Name + nextSuffix}
+	nextKey := Key{k.Namespace, k.Name + NextPrivateKeySuffix}
 	var err error
 	if a.next, err = s.secret(ctx, nextKey); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (s *Scheduler) makeRequest(a *attempt) error {
 	}
 	k := a.c.Key()
 	a.next = &Secret{
-		Namespace: k.Namespace, Name: k.Name + nextSuffix,
+		Namespace: k.Namespace, Name: k.Name + NextPrivateKeySuffix,
 		Annotations: map[string]string{
 			annotationCertificate: k.Name, annotationRequest: rand.Text(), annotationHash: a.fingerprint(),
 			annotationMade: s.cfg.Now().UTC().Format(time.RFC3339),
@@ -255,6 +255,7 @@ func (s *Scheduler) finish(ctx context.Context, it *item, a *attempt) error {
 		return err
 	}
 	if err := s.cfg.Store.DeleteSecret(ctx, k.Namespace, a.next.Name); err != nil {
+		it.memo.tidied = false
 		return fmt.Errorf("delete the request of %s: %w", k, err)
 	}
 	s.log.Info("certificate issued", "certificate", k.String(), "issuer", a.c.Spec.IssuerRef.String(), "revision", a.revision(), "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)

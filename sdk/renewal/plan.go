@@ -45,7 +45,7 @@ func (s *Scheduler) wait(ctx context.Context, it *item, c *Certificate, secret *
 	if p.leaf != nil {
 		left = p.leaf.NotAfter.Sub(failed.Time)
 	}
-	next, err := s.secret(ctx, Key{it.key.Namespace, it.key.Name + nextSuffix})
+	next, err := s.secret(ctx, Key{it.key.Namespace, it.key.Name + NextPrivateKeySuffix})
 	if err != nil {
 		return until, err
 	}

@@ -25,7 +25,8 @@
 //
 // Everything is in the Store. Before an Issuer is asked, the key and the
 // request are stored; after an interruption the same request is made again,
-// an Issuer that is a Finder being asked first what became of it. Run drains
+// an Issuer that is a Finder being asked first what became of it. The request
+// goes when it is answered, and with its Certificate. Run drains
 // when its context ends: issuances get Config.Drain to finish and are then
 // cancelled, to be taken up by the next Run. With sdk/drain, that is what
 // SIGTERM does, and SIGHUP reads the Filter again:

@@ -99,6 +99,7 @@ type brittle struct {
 	mu     sync.Mutex
 	writes int
 	last   int
+	keeps  int // how many deletes fail
 }
 
 func (b *brittle) write() error {
@@ -128,56 +129,130 @@ func (b *brittle) DeleteSecret(ctx context.Context, ns, name string) error {
 	if err := b.write(); err != nil {
 		return err
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.keeps--; b.keeps >= 0 {
+		return errors.New("no route to host")
+	}
 	return b.Store.DeleteSecret(ctx, ns, name)
 }
 
-// TestWhereverThePowerFails: after each write of an issuance, of a failure and
-// of a renewal the process ends; the next one finishes, the CA issues no
-// certificate twice, and what was ready stays.
+// TestWhereverThePowerFails: after each write of an issuance, of a renewal that
+// fails and of one that does not, the process ends; the next one finishes, the
+// CA issues no certificate twice, and what was ready stays.
 func TestWhereverThePowerFails(t *testing.T) {
-	for n := 1; n <= 16; n++ {
-		t.Run(fmt.Sprintf("after write %d", n), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := &brittle{last: n}
-				w := newWorld(t, nil, certificate("a"))
-				b.Store = w.store
-				w.sched.cfg.Store = b
-				w.start()
-				sleep(5 * time.Second)
-				w.sched.Renew(context.Background(), Key{"default", "a"})
-				sleep(5 * time.Second)
-				ready := w.get("a").Status.Is(Ready)
-				before, _ := w.store.GetSecret(context.Background(), "default", "a-tls")
-				w.stop() // its last writes fail too
+	for name, cause := range map[string]error{
+		"a temporary failure": errors.New("connection refused"), "a permanent one": Permanent("refused"), "an answer that is lost": nil,
+	} {
+		for n, all := 1, false; !all; n++ {
+			t.Run(fmt.Sprintf("%s, after write %d", name, n), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { all = powerFails(t, cause, n) })
+			})
+		}
+	}
+}
 
-				again, err := New(w.sched.cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				b.last = 0
-				w.sched = again
+// powerFails reports whether the power failed after everything was done.
+func powerFails(t *testing.T, cause error, n int) bool {
+	b := &brittle{last: n}
+	w := newWorld(t, nil, certificate("a"))
+	b.Store = w.store
+	w.sched.cfg.Store = b
+	fail := func(*Request) error { return cause }
+	if cause == nil {
+		fail = func(*Request) error { return errors.New("connection reset by peer") }
+	}
+	renew := func() {
+		w.sched.Renew(context.Background(), Key{"default", "a"})
+		sleep(5 * time.Second)
+	}
+	w.start()
+	sleep(5 * time.Second)
+	w.ca.lean(func(ca *watchful) {
+		if ca.fails = fail; cause == nil {
+			ca.fails, ca.lost = nil, fail
+		}
+	})
+	renew()
+	w.ca.lean(func(ca *watchful) { ca.fails, ca.lost = nil, nil })
+	renew()
+	ready := w.get("a").Status.Is(Ready)
+	before, _ := w.store.GetSecret(context.Background(), "default", "a-tls")
+	all := b.writes <= n
+	w.stop() // its last writes fail too
+
+	again, err := New(w.sched.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.last = 0
+	w.sched = again
+	w.start()
+	if c := w.get("a"); ready && !c.Status.Is(Ready) {
+		t.Errorf("it was Ready, and is not: %+v", c.Status)
+	}
+	if now, err := w.store.GetSecret(context.Background(), "default", "a-tls"); ready && (before == nil || err != nil || len(now.Data) != len(before.Data)) {
+		t.Errorf("it was Ready with %v; now there is %v (%v)", before, now, err)
+	}
+	sleep(33 * time.Hour) // the longest backoff
+	c := w.want("a", Ready, True, ReasonReady)
+	ids := map[string]int{}
+	for _, e := range w.ca.seen() {
+		if ids[e.id]++; ids[e.id] > 1 {
+			t.Errorf("request %s was issued twice", e.id)
+		}
+	}
+	if c.Status.Condition(Issuing) != nil || *c.Status.Revision != len(ids) {
+		t.Errorf("the CA issued %d certificates: %+v", len(ids), c.Status)
+	}
+	if _, err := w.store.GetSecret(context.Background(), "default", "a.next-private-key"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the next key is still there: %v", err)
+	}
+	w.stop()
+	return all
+}
+
+// TestARequestGoesWithItsCertificate, whatever became of it.
+func TestARequestGoesWithItsCertificate(t *testing.T) {
+	for name, lean := range map[string]func(*watchful){
+		"while it runs":      func(ca *watchful) { ca.takes = time.Minute },
+		"after it failed":    func(ca *watchful) { ca.fails = func(*Request) error { return errors.New("no") } },
+		"after it succeeded": func(*watchful) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil, certificate("a"))
+				w.ca.lean(lean)
 				w.start()
-				sleep(5 * time.Minute)
-				c := w.want("a", Ready, True, ReasonReady)
-				ids := map[string]int{}
-				for _, e := range w.ca.seen() {
-					if ids[e.id]++; ids[e.id] > 1 {
-						t.Errorf("request %s was issued twice", e.id)
-					}
-				}
-				if c.Status.Condition(Issuing) != nil || *c.Status.Revision != len(ids) && *c.Status.Revision != len(ids)+0 {
-					t.Errorf("the CA issued %d certificates: %+v", len(ids), c.Status)
-				}
-				if _, err := w.store.GetSecret(context.Background(), "default", "a.next-private-key"); !errors.Is(err, ErrNotFound) {
-					t.Errorf("the next key is still there: %v", err)
-				}
-				if ready && before == nil {
-					t.Error("it was Ready without a Secret")
+				sleep(5 * time.Second)
+				w.store.Delete(Key{"default", "a"})
+				sleep(2 * time.Minute)
+				if s, err := w.store.GetSecret(t.Context(), "default", "a.next-private-key"); !errors.Is(err, ErrNotFound) {
+					t.Errorf("its key is still there: %v, %v", s, err)
 				}
 				w.stop()
 			})
 		})
 	}
+}
+
+// TestARequestThatCouldNotBeDeletedIsLater: the store was away just then.
+func TestARequestThatCouldNotBeDeletedIsLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil, certificate("a"))
+		b := &brittle{Store: w.store}
+		w.sched.cfg.Store = b
+		w.start()
+		b.mu.Lock()
+		b.keeps = 1
+		b.mu.Unlock()
+		w.sched.Renew(t.Context(), Key{"default", "a"})
+		sleep(time.Minute)
+		if _, err := w.store.GetSecret(t.Context(), "default", "a.next-private-key"); w.revision("a") != 2 || !errors.Is(err, ErrNotFound) {
+			t.Errorf("revision %d; the key of its request: %v", w.revision("a"), err)
+		}
+		w.stop()
+	})
 }
 
 // away is a Store that does not answer for a while, and whose watch breaks.

@@ -19,9 +19,10 @@ const (
 	DefaultDuration = 90 * 24 * time.Hour // of a certificate whose spec asks for none, for judging RenewBefore
 )
 
-// nextSuffix ends the name of the Secret that holds what is to become the
-// next key.
-const nextSuffix = ".next-private-key"
+// NextPrivateKeySuffix ends the name of the Secret that holds what is to become
+// the next key of the certificate before it, and the request for it. It is
+// there while an issuance runs or is to be tried again.
+const NextPrivateKeySuffix = ".next-private-key"
 
 // Validate returns everything that is wrong with metadata and spec, each with
 // the field and what to write instead.
@@ -31,7 +32,9 @@ func (c *Certificate) Validate() error {
 		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
 	}
 	key, s := c.Key(), &c.Spec
-	if !isSubdomain(key.Name) {
+	if most := maxSubdomain - len(NextPrivateKeySuffix); len(key.Name) > most {
+		bad("metadata.name", "%d characters are over the limit of %d, with which its keys to come can be kept", len(key.Name), most)
+	} else if !isSubdomain(key.Name) {
 		bad("metadata.name", "%q is no name; use lower-case letters, digits, - and .", key.Name)
 	}
 	if !isLabel(key.Namespace) {
@@ -40,8 +43,8 @@ func (c *Certificate) Validate() error {
 	switch {
 	case !isSubdomain(s.SecretName):
 		bad("spec.secretName", "%q is no name; use lower-case letters, digits, - and .", s.SecretName)
-	case strings.HasSuffix(s.SecretName, nextSuffix):
-		bad("spec.secretName", "names ending in %s are used for keys to come; choose another", nextSuffix)
+	case strings.HasSuffix(s.SecretName, NextPrivateKeySuffix):
+		bad("spec.secretName", "names ending in %s are used for keys to come; choose another", NextPrivateKeySuffix)
 	}
 	if s.IssuerRef.Name == "" {
 		bad("spec.issuerRef.name", "missing; name the issuer")
@@ -214,8 +217,10 @@ func isLabel(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) < 0
 }
 
+const maxSubdomain = 253
+
 func isSubdomain(s string) bool {
-	if s == "" || len(s) > 253 {
+	if s == "" || len(s) > maxSubdomain {
 		return false
 	}
 	return !slices.ContainsFunc(strings.Split(s, "."), func(l string) bool { return !isLabel(l) })

@@ -69,9 +69,10 @@ type Folder struct {
 	watchers map[*watcher]struct{}
 }
 
-// file is what a file was last seen to declare.
+// file is what a file declares.
 type file struct {
 	hash  [32]byte // of its content, good or bad
+	bad   bool     // certs are what it was last seen to declare, if it was
 	certs []*renewal.Certificate
 }
 
@@ -182,7 +183,7 @@ func (f *Folder) read(name string, before *file) *file {
 	raw, err := readAtMost(path, maxFile)
 	if err != nil {
 		f.log.Error("a file of certificates cannot be read; what it last declared stays", "file", path, "error", err)
-		return before
+		return &file{bad: true, certs: before.certs}
 	}
 	next := &file{hash: sha256.Sum256(raw)}
 	if before.hash == next.hash {
@@ -190,7 +191,7 @@ func (f *Folder) read(name string, before *file) *file {
 	}
 	if next.certs, err = renewal.ParseAll(raw); err != nil {
 		f.log.Error("a file of certificates is wrong; what it last declared stays", "file", path, "error", err)
-		next.certs = before.certs
+		next.bad, next.certs = true, before.certs
 		return next
 	}
 	next.certs = slices.DeleteFunc(next.certs, func(c *renewal.Certificate) bool {

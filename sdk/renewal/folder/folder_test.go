@@ -2,6 +2,7 @@ package folder
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -284,6 +285,68 @@ func TestWhatAKilledSchedulerLeftIsTidiedUp(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestAStatusThatWasWrittenAsideIsTidiedUp(t *testing.T) {
+	dir := t.TempDir()
+	declare(t, dir, "a.yaml", yamlOf(t, storetest.Certificate("a")))
+	f := open(t, dir, nil)
+	aside := filepath.Join(f.statusDir(), ".new-"+rand.Text())
+	if err := os.WriteFile(aside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(aside, before, before); err != nil {
+		t.Fatal(err)
+	}
+	l, err := f.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if entries, err := os.ReadDir(f.statusDir()); err != nil || len(entries) != 1 || entries[0].Name() != "shop_a.yaml" {
+		t.Errorf("left are %v, %v", entries, err)
+	}
+}
+
+// TestRequestsOfCertificatesThatAreGoneAreTidiedUp, but only where it is
+// certain that they are.
+func TestRequestsOfCertificatesThatAreGoneAreTidiedUp(t *testing.T) {
+	a, b := storetest.Certificate("a"), storetest.Certificate("b")
+	for name, row := range map[string]struct {
+		files map[string]string
+		left  bool
+	}{
+		"another is declared":             {map[string]string{"b.yaml": yamlOf(t, b)}, false},
+		"it is declared":                  {map[string]string{"a.yaml": yamlOf(t, a)}, true},
+		"nothing is there yet":            {nil, true},
+		"perhaps it is in a broken file":  {map[string]string{"b.yaml": yamlOf(t, b), "a.yaml": "spec: ["}, true},
+		"perhaps it is in a folder there": {map[string]string{"b.yaml": yamlOf(t, b), "a.yaml/x": ""}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, content := range row.files {
+				declare(t, dir, name, content)
+			}
+			f := open(t, dir, nil)
+			for _, name := range []string{"a" + renewal.NextPrivateKeySuffix, "a-tls"} {
+				if err := f.PutSecret(t.Context(), &renewal.Secret{Namespace: "shop", Name: name, Data: map[string][]byte{renewal.TLSKey: []byte("k")}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, err := f.Lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if _, err := f.GetSecret(t.Context(), "shop", "a-tls"); err != nil {
+				t.Errorf("its certificate: %v", err)
+			}
+			if _, err := f.GetSecret(t.Context(), "shop", "a"+renewal.NextPrivateKeySuffix); (err == nil) != row.left {
+				t.Errorf("its request: %v", err)
+			}
+		})
+	}
 }
 
 // TestAKubernetesMountChangesItsLinks: a ConfigMap is replaced by swapping one

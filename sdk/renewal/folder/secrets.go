@@ -154,26 +154,47 @@ func prune(dir, version string) error {
 	return nil
 }
 
-// sweep finishes what a process that was killed had begun to put or to delete,
-// so that no key stays that nobody knows of. Only the owner of the lock may.
+// sweep finishes what a process that was killed had begun, so that no key stays
+// that nobody knows of. Only the owner of the lock may.
 func (f *Folder) sweep() {
+	durable.Tidy(f.statusDir())
 	root := filepath.Join(f.cfg.State, "secrets")
 	secrets, err := fs.Glob(os.DirFS(root), "*/*")
 	if err != nil {
 		f.log.Error("cannot tidy up", "folder", root, "error", err)
 	}
+	abandoned := f.abandoned()
 	for _, name := range secrets {
 		dir := filepath.Join(root, name)
 		link, err := os.Readlink(filepath.Join(dir, dataLink))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			err = os.RemoveAll(dir)
+		case err == nil && abandoned(name):
+			err = f.DeleteSecret(context.Background(), filepath.Dir(name), filepath.Base(name))
 		case err == nil:
 			err = prune(dir, filepath.Base(link))
 		}
 		if err != nil {
 			f.log.Error("cannot tidy up a secret; it is left as it is", "folder", dir, "error", err)
 		}
+	}
+}
+
+// abandoned tells the requests of certificates that are declared no more. It
+// knows none while a file cannot be read or none is there (yet): whose request
+// is lost asks again, for another certificate.
+func (f *Folder) abandoned() func(secret string) bool {
+	f.scanning.Lock()
+	defer f.scanning.Unlock()
+	known := len(f.files) > 0
+	for _, file := range f.files {
+		known = known && !file.bad
+	}
+	return func(secret string) bool {
+		name, ok := strings.CutSuffix(secret, renewal.NextPrivateKeySuffix)
+		k, err := renewal.ParseKey(name)
+		return known && ok && err == nil && !f.isDeclared(k)
 	}
 }
 
