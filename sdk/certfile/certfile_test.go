@@ -173,8 +173,8 @@ func TestWhatIsRefusedAndTheOldServedOn(t *testing.T) {
 		do           func(f *folder)
 	}{
 		{"a key of another certificate", "does not belong to the certificate", func(f *folder) { write(t, f.path("tls.key"), keyPEM(t, f.issue())) }},
-		{"a certificate without its end", "half written", func(f *folder) { c := certPEM(f.issue()); write(t, f.path("tls.crt"), c[:len(c)-30]) }},
-		{"a key without its end", "half written", func(f *folder) { k := keyPEM(t, f.issue()); write(t, f.path("tls.key"), k[:60]) }},
+		{"a certificate without its end", "does not end: half written", func(f *folder) { c := certPEM(f.issue()); write(t, f.path("tls.crt"), c[:len(c)-30]) }},
+		{"a key without its end", "does not end: half written", func(f *folder) { k := keyPEM(t, f.issue()); write(t, f.path("tls.key"), k[:60]) }},
 		{"an empty file", "is empty", func(f *folder) { write(t, f.path("tls.crt"), nil) }},
 		{"no file", "does not exist", func(f *folder) { try(t, os.Remove(f.path("tls.key"))) }},
 		{"something else", "no CERTIFICATE block", func(f *folder) { write(t, f.path("tls.crt"), []byte("hello\n")) }},
@@ -273,7 +273,8 @@ func TestWhatWasRefusedAndIsTakenBackIsFineAgain(t *testing.T) {
 }
 
 func TestPollingAloneNoticesChanges(t *testing.T) {
-	f, _ := newFolder(t, func(c *Config) { c.Poll = 20 * time.Millisecond })
+	// Events have no effect: the files are never left alone for so long.
+	f, _ := newFolder(t, func(c *Config) { c.Poll, c.Settle = 20*time.Millisecond, time.Hour })
 	next := f.issue()
 	f.put(next)
 	f.serves(next)

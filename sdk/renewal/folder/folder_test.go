@@ -2,6 +2,7 @@ package folder
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/pem"
 	"errors"
@@ -371,8 +372,17 @@ func TestAKubernetesMountChangesItsLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := open(t, dir, nil)
-	changes := make(chan renewal.Key, 100)
-	go f.Watch(t.Context(), func(k renewal.Key) { changes <- k })
+	changes, ended := make(chan renewal.Key, 1), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ended <- f.Watch(ctx, func(k renewal.Key) {
+			select {
+			case changes <- k:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	defer func() { cancel(); <-ended }() // it writes where the test's folder is removed
 	<-changes
 	c.Spec.DNSNames = []string{"new.example.org"}
 	version("..2", c)

@@ -201,14 +201,17 @@ func Run(t *testing.T, open func(t *testing.T) Backend) {
 			ctx, cancel := context.WithCancel(t.Context())
 			var mu sync.Mutex
 			var told []renewal.Key
-			ended := make(chan error, 1)
-			go func() {
-				ended <- b.Store.Watch(ctx, func(k renewal.Key) {
+			var ended error
+			var watching sync.WaitGroup
+			watching.Go(func() {
+				ended = b.Store.Watch(ctx, func(k renewal.Key) {
 					mu.Lock()
 					defer mu.Unlock()
 					told = append(told, k)
 				})
-			}()
+			})
+			defer watching.Wait()
+			defer cancel()
 			expect := func(what, name string) {
 				t.Helper()
 				until(t, what, func() bool {
@@ -235,8 +238,9 @@ func Run(t *testing.T, open func(t *testing.T) Backend) {
 			expect("what goes", "a")
 			until(t, "it is gone", func() bool { _, err := b.Store.Get(t.Context(), key); return errors.Is(err, renewal.ErrNotFound) })
 			cancel()
-			if err := <-ended; !errors.Is(err, context.Canceled) {
-				t.Error(err)
+			watching.Wait()
+			if !errors.Is(ended, context.Canceled) {
+				t.Error(ended)
 			}
 		}},
 		{"of many writers of one status each gets through in turn", func(t *testing.T, b Backend) {
