@@ -57,17 +57,20 @@ func (e *NotReady) Error() string {
 func (e *NotReady) Unwrap() error { return e.Err }
 
 // Wait returns the first Snapshot that a source has. When ctx ends first, the
-// error says both that and what the source waits for.
+// error says both that and what the source waits for, as of then.
 func Wait(ctx context.Context, s Source) (*Snapshot, error) {
 	for {
+		ended := context.Cause(ctx) // before it is asked: what it says is not older
 		snapshot, changed, err := s.Current()
 		if err == nil {
 			return snapshot, nil
 		}
+		if ended != nil {
+			return nil, fmt.Errorf("%w: %w", ended, err)
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 	}
 }

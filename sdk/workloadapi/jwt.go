@@ -31,9 +31,9 @@ type JWTSource struct {
 	c      Config
 	client *Client
 	life   *holder.Life
+	raw    map[string][]byte // of bundles; Run's
 
 	mu      sync.Mutex // guards what follows
-	raw     map[string][]byte
 	bundles *jwtbundle.Set
 	keys    *jwtcheck.Keys
 	changed chan struct{}
@@ -74,16 +74,19 @@ func OpenJWTSource(ctx context.Context, c Config) (*JWTSource, error) {
 	}
 	_ = s.life.Begin() // the first
 	go func() { _ = s.life.Run(context.Background(), s.run) }()
-	for {
+	for { // as identity.Wait
+		ended := context.Cause(ctx)
 		_, changed, err := s.Bundles()
 		if err == nil {
 			return s, nil
 		}
+		if ended != nil {
+			s.Close()
+			return nil, fmt.Errorf("%w: %w", ended, err)
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			s.Close()
-			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 	}
 }
@@ -151,18 +154,19 @@ func (s *JWTSource) read(ctx context.Context, again *holder.Retry) error {
 	}
 }
 
-// take replaces the keys, or keeps them all.
+// take replaces the keys, or keeps them all. It is called by one goroutine.
 func (s *JWTSource) take(raw map[string][]byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.bundles != nil && maps.EqualFunc(raw, s.raw, bytes.Equal) {
+	if s.raw != nil && maps.EqualFunc(raw, s.raw, bytes.Equal) {
 		return nil
 	}
 	set, keys, err := parseJWTBundles(raw)
 	if err != nil {
 		return err
 	}
-	s.raw, s.bundles, s.keys, s.err = raw, set, keys, nil
+	s.raw = raw
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bundles, s.keys, s.err = set, keys, nil
 	close(s.changed)
 	s.changed = make(chan struct{})
 	return nil
@@ -196,25 +200,26 @@ func parseJWTBundles(raw map[string][]byte) (*jwtbundle.Set, *jwtcheck.Keys, err
 	return set, jwtcheck.NewKeys(bundles...), nil
 }
 
-// become says a change of state once.
+// become says a change of state once. It is called by one goroutine.
 func (s *JWTSource) become(st State, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	was, bundles := s.state, s.bundles
 	s.why = err
-	if s.state == st {
-		return
+	if was != st {
+		s.state, s.since = st, s.c.Now()
+		if st != Current && bundles == nil {
+			s.err = &identity.NotReady{Source: s.name(), Err: err}
+			close(s.changed)
+			s.changed = make(chan struct{})
+		}
 	}
-	was := s.state
-	s.state, s.since = st, s.c.Now()
-	if st == Current {
-		s.c.Logger.Info("the Workload API has the JWT keys", "workload_api", s.c.Addr, "trust_domains", s.bundles.Len(), "was", was)
-		return
-	}
-	s.c.Logger.Warn("the Workload API has no JWT keys for us; those that came before hold", "workload_api", s.c.Addr, "state", st, "error", err)
-	if s.bundles == nil {
-		s.err = &identity.NotReady{Source: s.name(), Err: err}
-		close(s.changed)
-		s.changed = make(chan struct{})
+	s.mu.Unlock()
+	switch {
+	case was == st:
+	case st == Current:
+		s.c.Logger.Info("the Workload API has the JWT keys", "workload_api", s.c.Addr, "trust_domains", bundles.Len(), "was", was)
+	default:
+		s.c.Logger.Warn("the Workload API has no JWT keys for us; those that came before hold", "workload_api", s.c.Addr, "state", st, "error", err)
 	}
 }
 

@@ -141,9 +141,9 @@ func TestAJWTSourceWithoutKeysSaysWhy(t *testing.T) {
 	api, log := fakeapi.New(t), &logged{}
 	api.Start(false)
 	api.Fail(codes.PermissionDenied, "no identity issued")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
+	ctx, refused := untilRefused(t, api)
 	_, err := workloadapi.OpenJWTSource(ctx, quick(api, log))
+	refused()
 	if !errors.As(err, new(*identity.NotReady)) || !strings.Contains(err.Error(), "no identity issued") {
 		t.Errorf("%v", err)
 	}
