@@ -22,7 +22,7 @@ func ExampleFetch() {
 	addr, stop := fakeapi.Example("spiffe://example.org/ns/edge/sa/resize")
 	defer stop()
 
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	snapshot, err := light.Fetch(ctx, light.Config{Addr: addr}) // empty takes SPIFFE_ENDPOINT_SOCKET
 	if err != nil {

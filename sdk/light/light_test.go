@@ -70,7 +70,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 20 s until %s", what)
+			t.Fatalf("waited a minute until %s", what)
 		}
 	}
 }

@@ -23,7 +23,7 @@ func ExampleOpen() {
 	defer stop()
 	os.Setenv("SPIFFE_ENDPOINT_SOCKET", api) // the agent's is unix:///run/legation/agent.sock
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	source, err := workloadapi.Open(ctx, workloadapi.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
