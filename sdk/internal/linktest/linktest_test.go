@@ -78,6 +78,12 @@ var may = map[string][]string{
 	"examples/hello-mtls": {"http"},
 }
 
+// never is what a package does not link although its groups would let it.
+var never = map[string][]string{
+	"handshake/otelhandshake": {"go.opentelemetry.io/otel/sdk"}, // which SDK exports is the program's choice
+	"drain":                   {module + "/handshake"},
+}
+
 // forTests are packages that only tests import.
 var forTests = []string{"internal/pkitest", "internal/fakeapi", "internal/linktest", "renewal/storetest"}
 
@@ -130,6 +136,9 @@ func TestWhatEachPackageLinks(t *testing.T) {
 			}
 		}
 		for _, dep := range linked {
+			if slices.ContainsFunc(never[pkg], func(p string) bool { return dep == p || strings.HasPrefix(dep, p+"/") }) {
+				t.Errorf("%s links %s", pkg, dep)
+			}
 			if strings.HasPrefix(dep, "github.com/legation-io/") && !strings.HasPrefix(dep, module+"/") {
 				t.Errorf("%s imports %s; the SDK imports nothing of the root module", pkg, dep)
 			}
