@@ -3,6 +3,7 @@ package handshake
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log"
 	"log/slog"
 	"net"
@@ -130,6 +131,16 @@ func (h *hello) refuse(err error, cs *tls.ConnectionState) {
 	}
 }
 
+// refusal gives out what refuse noted, and keeps none of it: the ring holds the
+// hello until newer ones came, and a chain of certificates is not small.
+func (h *hello) refusal() (error, *tls.ConnectionState) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err, cs := h.err, h.state
+	h.err, h.state = nil, nil
+	return err, cs
+}
+
 // remember copies what is kept, so that no client decides how much that is.
 func (l *ErrorLog) remember(info *tls.ClientHelloInfo) *hello {
 	h := &hello{
@@ -191,18 +202,17 @@ func (l *ErrorLog) failure(remote, reason string) (*Error, time.Time) {
 		return e, time.Now()
 	}
 	e.SNI, e.Offered, e.Protocols, e.Local = h.sni, h.offered, h.alpn, h.local
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if cs := h.state; cs != nil {
+	err, cs := h.refusal()
+	if cs != nil {
 		e.Version, e.CipherSuite, e.Chain = cs.Version, cs.CipherSuite, cs.PeerCertificates
 	}
-	if h.err == nil {
+	if err == nil {
 		e.classifyText(reason)
 		return e, h.start
 	}
-	e.Err = h.err
-	e.classify(h.err)
-	if r, ok := asRefusal(h.err); ok && len(r.Roots) > 0 {
+	e.Err = err
+	e.classify(err)
+	if r, ok := errors.AsType[*Refusal](err); ok && len(r.Roots) > 0 {
 		e.Anchor = anchors(r.Roots, e.Chain)
 	}
 	return e, h.start

@@ -164,6 +164,13 @@ func TestErrorLogOfARealHTTPServer(t *testing.T) {
 			if l.forget(conn.LocalAddr().String()) != nil {
 				t.Error("the hello of a failed handshake is still remembered")
 			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for _, h := range l.ring {
+				if err, state := h.refusal(); err != nil || state != nil {
+					t.Errorf("its chain is still remembered, with %v", err)
+				}
+			}
 		})
 	}
 }

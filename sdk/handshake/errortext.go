@@ -1,9 +1,6 @@
 package handshake
 
-import (
-	"errors"
-	"strings"
-)
+import "strings"
 
 // linePrefix is how net/http starts the line of a failed handshake.
 const linePrefix = "http: TLS handshake error from "
@@ -17,8 +14,6 @@ func parseLine(line string) (remote, reason string, ok bool) {
 	}
 	return strings.Cut(line, ": ")
 }
-
-func asRefusal(err error) (*Refusal, bool) { return errors.AsType[*Refusal](err) }
 
 // classifyText finds the cause where only the error's text is left.
 func (e *Error) classifyText(text string) {

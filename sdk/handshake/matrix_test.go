@@ -84,7 +84,7 @@ type row struct {
 // checkText: a server of net/http has only the text, and must say the same.
 func checkText(t *testing.T, e *Error) {
 	t.Helper()
-	if r, ok := asRefusal(e.Err); ok && r.Cause != "" {
+	if r, ok := errors.AsType[*Refusal](e.Err); ok && r.Cause != "" {
 		return // said by a type alone
 	}
 	var fromText Error

@@ -1,8 +1,6 @@
 package handshake
 
-import (
-	"strings"
-)
+import "strings"
 
 // texts are what crypto/tls says where it has no type, by how it starts. The
 // test of the matrix produces them by real handshakes: a new version of Go that
