@@ -60,12 +60,30 @@ func TestWhatTheSidesDoNotAgreeOn(t *testing.T) {
 	})
 }
 
+// deadline is a context whose deadline passes when over is closed.
+type deadline struct {
+	context.Context
+	over chan struct{}
+}
+
+func (d *deadline) Done() <-chan struct{} { return d.over }
+
+func (d *deadline) Err() error {
+	select {
+	case <-d.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestThisSide(t *testing.T) {
 	w := newWorld(t)
 	notReady := &identity.NotReady{Source: "unix:///run/legation/agent.sock"}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	short := 300 * time.Millisecond
+	late := &deadline{t.Context(), make(chan struct{})}
 	wait := func(c net.Conn) { io.Copy(io.Discard, c) }
 	hangUp := func(c net.Conn) {}
 	reset := func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }
@@ -106,9 +124,10 @@ func TestThisSide(t *testing.T) {
 		{"the server hangs up at the hello", &party{raw: readHelloThen(hangUp)}, client(), verdict{}, verdict{Closed, "", 0, []string{"answered nothing"}}},
 		{"the server resets at the hello", &party{raw: readHelloThen(reset)}, client(), verdict{}, verdict{Closed, "", 0, nil}},
 		{"verification takes too long", &party{config: serving(w.server), verify: func(ctx context.Context, _ tls.ConnectionState) error {
+			close(late.over)
 			<-ctx.Done()
 			return ctx.Err()
-		}, patience: 3 * time.Second}, &party{raw: func(c net.Conn) {
+		}, ctx: late}, &party{raw: func(c net.Conn) {
 			tls.Client(c, calling(w.client)).HandshakeContext(t.Context())
 			io.Copy(io.Discard, c)
 		}}, verdict{Timeout, "", 0, []string{"certificate had come"}}, verdict{}},
