@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,7 +49,7 @@ func New(size int) (*Buffer, error) {
 		return nil, fmt.Errorf("secret memory of %d bytes: the size must be positive", size)
 	}
 	if size > slotSize {
-		region, err := pages.mapPages(size)
+		region, err := mapPages(size)
 		if err != nil {
 			return nil, err
 		}
@@ -100,20 +101,18 @@ func (b *Buffer) Close() error {
 
 // Locked reports whether every page so far could be locked; when not, raise
 // RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=).
-func Locked() bool {
-	pages.mu.Lock()
-	defer pages.mu.Unlock()
-	return pages.unlocked == 0
-}
+func Locked() bool { return unlocked.Load() == 0 }
 
-var pages pool
+var (
+	pages    pool
+	unlocked atomic.Int64 // regions that could not be locked
+)
 
 // pool cuts locked pages into slots.
 type pool struct {
-	mu       sync.Mutex // guards what follows
-	free     [][]byte
-	resting  []resting // oldest first
-	unlocked int       // regions that could not be locked
+	mu      sync.Mutex // guards what follows
+	free    [][]byte
+	resting []resting // oldest first
 }
 
 type resting struct {
@@ -129,7 +128,7 @@ func (p *pool) take() ([]byte, error) {
 		p.resting = p.resting[1:]
 	}
 	if len(p.free) == 0 {
-		page, err := p.mapPagesLocked(os.Getpagesize())
+		page, err := mapPages(os.Getpagesize())
 		if err != nil {
 			return nil, err
 		}
@@ -149,20 +148,14 @@ func (p *pool) giveBack(slot []byte) {
 	p.resting = append(p.resting, resting{slot, time.Now()})
 }
 
-func (p *pool) mapPages(size int) ([]byte, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.mapPagesLocked(size)
-}
-
-func (p *pool) mapPagesLocked(size int) ([]byte, error) {
+func mapPages(size int) ([]byte, error) {
 	page := os.Getpagesize()
 	region, locked, err := mapRegion((size + page - 1) / page * page)
 	if err != nil {
 		return nil, err
 	}
 	if !locked {
-		p.unlocked++
+		unlocked.Add(1)
 	}
 	return region, nil
 }

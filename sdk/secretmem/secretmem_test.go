@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,18 +100,8 @@ func vmFlags(t *testing.T, addr uintptr) string {
 }
 
 func parseHex(s string) (uintptr, bool) {
-	var v uintptr
-	for _, c := range s {
-		switch {
-		case '0' <= c && c <= '9':
-			v = v<<4 | uintptr(c-'0')
-		case 'a' <= c && c <= 'f':
-			v = v<<4 | uintptr(c-'a'+10)
-		default:
-			return 0, false
-		}
-	}
-	return v, s != ""
+	v, err := strconv.ParseUint(s, 16, 64)
+	return uintptr(v), err == nil
 }
 
 func TestHarden(t *testing.T) {
@@ -131,14 +122,14 @@ func TestHarden(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { in.Close(); cmd.Wait() }()
-	timer := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	line := make([]byte, 64)
 	n, err := out.Read(line)
 	if err != nil || !strings.Contains(string(line[:n]), "hardened") {
 		t.Fatalf("child said %q, %v", line[:n], err)
 	}
-	limits, err := os.ReadFile("/proc/" + itoa(cmd.Process.Pid) + "/limits")
+	limits, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/limits")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,12 +138,4 @@ func TestHarden(t *testing.T) {
 			t.Errorf("core files are possible: %s", l)
 		}
 	}
-}
-
-func itoa(n int) string {
-	var b []byte
-	for ; n > 0; n /= 10 {
-		b = append([]byte{byte('0' + n%10)}, b...)
-	}
-	return string(b)
 }
