@@ -134,7 +134,8 @@ func serve(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	defer listener.Close()
+	defer context.AfterFunc(ctx, func() { listener.Close() })() // wakes Accept
 	fmt.Println("listening on", listener.Addr())
 	var answering sync.WaitGroup
 	defer answering.Wait() // each has a deadline

@@ -76,7 +76,7 @@ func TestItSaysHello(t *testing.T) {
 			}
 			defer func() {
 				_ = server.Process.Signal(os.Interrupt)
-				stuck := time.AfterFunc(20*time.Second, func() { _ = server.Process.Kill() })
+				stuck := time.AfterFunc(time.Minute, func() { _ = server.Process.Kill() })
 				defer stuck.Stop()
 				if err := server.Wait(); err != nil {
 					t.Errorf("the server ended with %v", err)
