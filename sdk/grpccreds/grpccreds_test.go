@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -30,7 +31,10 @@ import (
 	"github.com/legation-io/legation/sdk/mtls"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // connections are closed here all the time
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	web      = "/ns/shop/sa/web"

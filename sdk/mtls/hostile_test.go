@@ -57,8 +57,8 @@ func TestAPublicServerThatIsTakenBackIsRefusedAndLeft(t *testing.T) {
 				t.Fatal(err)
 			}
 			ours.Deny(chaincheck.Denial{Serial: "abcdef", Reason: "somebody else"})
-			ours.RotateRoot(true)             // nor do our roots concern a public server
-			time.Sleep(20 * time.Millisecond) // nothing is to happen
+			ours.RotateRoot(true) // nor do our roots concern a public server
+			dd.Recheck()          // all are judged by now
 			open(t, c)
 			tt.take(ours, public, cert)
 			closed(t, c)
@@ -225,20 +225,29 @@ func TestAServersAuthoriserSeesTheNameThatWasAskedFor(t *testing.T) {
 	}
 }
 
-// Who watches sleeps until the first certificate ends that it knows of; one
-// that ends earlier and comes later wakes it.
+// Who watches sleeps until the first certificate ends that it knows of, or for
+// a minute; one that ends earlier and comes later wakes it.
 func TestAConnectionThatEndsBeforeTheOthersEndsInTime(t *testing.T) {
-	p := newPair(t, func(_ *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) { s.ExpiryGrace = time.Millisecond })
+	begin := time.Now().Truncate(time.Second)
+	var passed atomic.Int64 // the server's clock stands still until the connection is there
+	p := newPair(t, func(_ *pkitest.Domain, s *mtls.ServerConfig, _ *mtls.ClientConfig) {
+		s.ExpiryGrace, s.Now = time.Millisecond, func() time.Time { return begin.Add(time.Duration(passed.Load())) }
+	})
 	long, err := dial(t, dialer(t, p.client), p.address())
 	if err != nil {
 		t.Fatal(err)
 	}
-	brief := p.Issue("/brief", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+	brief := p.Issue("/brief", func(c *x509.Certificate) { c.NotAfter = begin.Add(time.Second) })
 	c, err := dial(t, dialer(t, mtls.ClientConfig{Source: p.SourceOf(brief), Authorize: p.client.Authorize}), p.address())
 	if err != nil {
 		t.Fatal(err)
 	}
+	passed.Store(int64(2 * time.Second))
+	start := time.Now()
 	closed(t, c)
+	if took := time.Since(start); took > 45*time.Second {
+		t.Errorf("closed after %s: nobody was woken", took)
+	}
 	open(t, long)
 }
 

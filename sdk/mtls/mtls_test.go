@@ -3,10 +3,10 @@ package mtls_test
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -15,7 +15,10 @@ import (
 	"github.com/legation-io/legation/sdk/mtls"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // connections are closed here all the time
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	web   = "/ns/shop/sa/web"
@@ -59,7 +62,7 @@ func dialer(t testing.TB, config mtls.ClientConfig) *mtls.Dialer {
 
 func get(t testing.TB, client *http.Client, address string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "GET", "https://"+address+"/", nil)
 	if err != nil {
