@@ -1,6 +1,8 @@
 package catalog
 
 import (
+	"slices"
+
 	"github.com/legation-io/legation/api/v1alpha1"
 	"github.com/legation-io/legation/internal/binding"
 )
@@ -40,28 +42,18 @@ func (s *Snapshot) PoliciesFor(node string) []*Policy {
 	if s.policies.len() == 0 {
 		return nil
 	}
-	identities := map[string][]*Identity{} // by namespace
-	for _, i := range s.IdentitiesFor(node) {
-		identities[i.Namespace] = append(identities[i.Namespace], i)
+	all := s.IdentitiesFor(node)
+	in := map[string][]*Identity{} // by namespace
+	for _, i := range all {
+		in[i.Namespace] = append(in[i.Namespace], i)
 	}
 	var found []*Policy
-	bound := func(p *Policy, of []*Identity) bool {
-		for _, i := range of {
-			if p.Binds(i, node) {
-				return true
-			}
-		}
-		return false
-	}
 	s.policies.under("", func(_ string, p *Policy) bool {
-		of := identities[p.Namespace]
+		of := in[p.Namespace]
 		if p.Namespace == binding.MeshNamespace {
-			of = nil
-			for _, some := range identities {
-				of = append(of, some...)
-			}
+			of = all
 		}
-		if bound(p, of) {
+		if slices.ContainsFunc(of, func(i *Identity) bool { return p.Binds(i, node) }) {
 			found = append(found, p)
 		}
 		return true
