@@ -83,7 +83,7 @@ func (c *checker) policy(p *v1alpha1.Policy) {
 // memory and stack without end, and what kills the program that a policy is
 // for must not kill the control plane (A58).
 func (c *checker) compile(p *v1alpha1.Policy) {
-	_, err := policy.Compile(context.Background(), PolicySource(p))
+	_, err := policy.Compile(context.Background(), policy.Policy{Modules: p.Spec.Modules, RegoV0: p.Spec.RegoVersion == "v0", Data: p.Spec.Data, Query: p.Spec.Query})
 	if err == nil {
 		return
 	}
@@ -108,9 +108,4 @@ func (c *checker) compile(p *v1alpha1.Policy) {
 		}
 		c.problems = append(c.problems, &adminv1.Problem{File: c.declared.file, Line: uint32(max(line, 0)), Field: at, Message: e.Error(), Fix: fix})
 	}
-}
-
-// PolicySource is a declared policy as the SDK takes it.
-func PolicySource(p *v1alpha1.Policy) policy.Policy {
-	return policy.Policy{Modules: p.Spec.Modules, RegoV0: p.Spec.RegoVersion == "v0", Data: p.Spec.Data, Query: p.Spec.Query}
 }
