@@ -33,10 +33,10 @@ import (
 // The inner listener has no address. Only the first step leads to it.
 const peerState = "legation.peer"
 
-// set are the headers that carry the peer's SPIFFE ID.
+// setHeaders carry the peer's SPIFFE ID.
 var setHeaders = []string{"spiffe-id", "workload-id"}
 
-// removed are all spellings that a program may take for an identity header:
+// removedHeaders are all spellings that a program may take for an identity header:
 // CGI and WSGI make dashes and underscores one.
 var removedHeaders = func() []string {
 	var all []string

@@ -23,8 +23,8 @@ func Policies(s *catalog.Snapshot, node string) []*distribute.Resource {
 }
 
 // PoliciesAffected reports whether a change may give a node other policies;
-// false is certain.
-// A tenant that changes policies without end costs the nodes that host it.
+// false is certain. A tenant that changes policies without end costs the nodes
+// that host it, and no other.
 func PoliciesAffected(s *catalog.Snapshot, d *catalog.Delta, node string) bool {
 	last := ""
 	for _, name := range d.Policies { // sorted
