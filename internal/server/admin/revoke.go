@@ -185,14 +185,17 @@ func (f *following) wait(ctx context.Context, news <-chan struct{}, pause <-chan
 func (s *Server) away(named []string) []string {
 	records, _, _ := s.p.Registry.State()
 	here, now := s.presence(), s.p.Clock.Now()
+	behind := map[string]bool{} // by node
+	for _, subscriber := range named {
+		node, _, _ := strings.Cut(subscriber, "/") // which no node's name has
+		behind[node] = true
+	}
 	var list []string
 	for name, r := range records {
 		_, connected := here[name]
-		if connected || r.Banned || r.Serial == "" || now.After(r.ExpiresAt) ||
-			slices.ContainsFunc(named, func(m string) bool { return strings.HasPrefix(m, name+"/") }) {
-			continue
+		if !connected && !behind[name] && !r.Banned && r.Serial != "" && !now.After(r.ExpiresAt) {
+			list = append(list, name+" (the node is away)")
 		}
-		list = append(list, name+" (the node is away)")
 	}
 	slices.Sort(list)
 	return list
