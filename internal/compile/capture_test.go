@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 func helper(verb, address string) {
 	if verb == "ask" {
-		answer, err := ask(net.DialTimeout("tcp", address, 5*time.Second))
+		answer, err := ask(net.DialTimeout("tcp", address, time.Minute))
 		fmt.Print(answer)
 		if err != nil {
 			fmt.Print("refused")
@@ -56,7 +56,7 @@ func serveEcho(l net.Listener) {
 		if err != nil {
 			return
 		}
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		wg.Go(func() {
 			defer c.Close()
 			_, _ = io.Copy(c, c)

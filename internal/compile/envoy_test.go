@@ -46,7 +46,7 @@ func ask(c net.Conn, err error) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, "hello\n"); err != nil {
 		return "", err
 	}
@@ -73,7 +73,7 @@ func TestA25A36A42RealEnvoyEnforcesWhatIsCompiled(t *testing.T) {
 	const self = "spiffe://example.org/ns/shop/sa/web"
 	e := envoytest.Start(t, string(static(t, all, ca.secrets(t, self))), envoytest.Options{Args: []string{"--service-node", "t", "--service-cluster", "t"}})
 
-	dial := func(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, 10*time.Second) }
+	dial := func(addr string) (net.Conn, error) { return net.DialTimeout("tcp", addr, time.Minute) }
 	for name, test := range map[string]struct {
 		addr string
 		ok   bool
