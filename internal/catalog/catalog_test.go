@@ -247,7 +247,7 @@ func TestDryRunStoresNothing(t *testing.T) {
 
 func wait(t *testing.T, c *Catalog, what string, ok func(*Snapshot) bool) *Snapshot {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		s, changed := c.Snapshot()
 		if ok(s) {
