@@ -209,7 +209,7 @@ func (o *Outbound) token(ctx context.Context, key callKey, now time.Time) (Token
 
 var errAskedInVain = errors.New("whoever signs our tokens panicked")
 
-// ask gets a token. It outlives a caller that gives up: others wait for it.
+// ask gets a token. The end of ctx does not end it: others wait for it.
 func (o *Outbound) ask(ctx context.Context, key callKey, c *call) (Token, error) {
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.TokenTimeout)
 	defer cancel()

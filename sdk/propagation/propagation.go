@@ -151,7 +151,9 @@ type Config struct {
 	// 15, values at most 4,000 bytes together, names that begin with
 	// "legation." excepted. Ignored where the authority cannot sign them.
 	Ext map[string]string
-	// TokenTimeout bounds how long a call waits for its token; 0 is 5 s.
+	// TokenTimeout bounds how long a call waits for its token; 0 is 5 s. The
+	// call that asks does so for all that wait with it, and is held until then
+	// even where its own context ends before.
 	TokenTimeout time.Duration
 	// MaxTokens bounds the tokens that Transport holds, one for each audience
 	// and incoming chain; 0 is 4,096.
