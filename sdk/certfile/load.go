@@ -41,39 +41,50 @@ const settles = 5
 
 // load reads all files until none changed meanwhile: a swap of the folder
 // between two of them would give the certificate of one and the key of another.
+// In the instant of a swap a file may even seem not to be there.
 func (s *Source) load() (*set, error) {
-	paths := s.config.files()
+	var err error
 	for range settles {
-		before, err := stamps(paths)
-		if err != nil {
-			return nil, err
-		}
-		read := &set{config: &s.config, content: make(map[string]*secretmem.Buffer, len(paths))}
-		sum := sha256.New()
-		for _, path := range paths {
-			content, err := s.read(path)
-			if errors.Is(err, errShrank) {
-				break // look again
-			}
-			if err != nil {
-				read.wipe()
-				return nil, err
-			}
-			read.content[path] = content
-			inner := sha256.Sum256(read.bytes(path))
-			sum.Write(inner[:])
-		}
-		sum.Sum(read.sum[:0])
-		after, err := stamps(paths)
-		if err == nil && len(read.content) == len(paths) && same(before, after) {
+		var read *set
+		if read, err = s.readAll(s.config.files()); err == nil {
 			return read, nil
 		}
-		read.wipe()
-		if err != nil {
-			return nil, err
+		if !errors.Is(err, errChanged) && !errors.Is(err, fs.ErrNotExist) {
+			break
 		}
 	}
-	return nil, fmt.Errorf("the files of %s change all the time", s.config.name())
+	return nil, err
+}
+
+// readAll is errChanged when what it read may not belong together.
+func (s *Source) readAll(paths []string) (_ *set, err error) {
+	before, err := stamps(paths)
+	if err != nil {
+		return nil, err
+	}
+	read := &set{config: &s.config, content: make(map[string]*secretmem.Buffer, len(paths))}
+	defer func() {
+		if err != nil {
+			read.wipe()
+		}
+	}()
+	sum := sha256.New()
+	for _, path := range paths {
+		if read.content[path], err = s.read(path); err != nil {
+			return nil, err
+		}
+		inner := sha256.Sum256(read.bytes(path))
+		sum.Write(inner[:])
+	}
+	sum.Sum(read.sum[:0])
+	after, err := stamps(paths)
+	if err != nil {
+		return nil, err
+	}
+	if !same(before, after) {
+		return nil, fmt.Errorf("the files of %s %w", s.config.name(), errChanged)
+	}
+	return read, nil
 }
 
 // stamps is what tells that a file was replaced or written.
@@ -129,15 +140,15 @@ func (s *Source) read(path string) (*secretmem.Buffer, error) {
 	if _, err := io.ReadFull(f, buffer.Bytes()); err != nil {
 		buffer.Close()
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, errShrank
+			return nil, fmt.Errorf("%s %w: it shrank while it was read", path, errChanged)
 		}
 		return nil, explain(path, err)
 	}
 	return buffer, nil
 }
 
-// errShrank is a file that became shorter while it was read.
-var errShrank = errors.New("the file shrank")
+// errChanged is about files that are written just now.
+var errChanged = errors.New("changed all the time")
 
 // checkMode warns, once per mode: refusing would break what works, and
 // Kubernetes' default for secrets is 0644.
