@@ -53,7 +53,9 @@ type Config struct {
 	// tell everybody that a pod ends.
 	Notice time.Duration
 	// Deadline is how long requests under way may take after the notice; zero
-	// is 20 s. Kubernetes kills 30 s after SIGTERM (terminationGracePeriodSeconds).
+	// is 20 s. What is in the background gets as long, notice included, once
+	// they are answered. Kubernetes kills 30 s after SIGTERM
+	// (terminationGracePeriodSeconds).
 	Deadline time.Duration
 	// Logger; nil is slog.Default().
 	Logger *slog.Logger

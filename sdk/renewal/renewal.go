@@ -162,7 +162,7 @@ func New(cfg Config) (*Scheduler, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if now := cfg.Now; now == nil {
+	if cfg.Now == nil {
 		cfg.Now = func() time.Time { return time.Now().Round(0) }
 	}
 	counted, err := newMetrics(cfg.Registerer)
@@ -243,7 +243,7 @@ func (s *Scheduler) claim(secret, certificate Key) (Key, bool) {
 	return certificate, true
 }
 
-// release takes back every Secret of a certificate but one.
+// release takes back a Secret, if it is the certificate's.
 func (s *Scheduler) release(secret, certificate Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

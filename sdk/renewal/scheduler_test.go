@@ -112,10 +112,9 @@ func TestWhatTriggersAnIssuance(t *testing.T) {
 		{"the Secret was deleted", func(w *world) { w.store.DeleteSecret(t.Context(), "default", "a-tls") }, ReasonDoesNotExist, 10 * time.Minute},
 		{"the Secret was emptied", func(w *world) { s := secret(w); s.Data = nil; put(w, s) }, ReasonMissingData, 10 * time.Minute},
 		{"the certificate is another key's", func(w *world) {
-			s, other := secret(w), certificate("b")
+			s := secret(w)
 			key, _ := makeKey(CertificatePrivateKey{Algorithm: ECDSA})
 			s.Data[TLSKey], _ = encodeKey(key, PKCS1)
-			_ = other
 			put(w, s)
 		}, ReasonInvalidKeyPair, 10 * time.Minute},
 		{"the key cannot be read", func(w *world) { s := secret(w); s.Data[TLSKey] = []byte("x"); put(w, s) }, ReasonInvalidKeyPair, 10 * time.Minute},
