@@ -63,12 +63,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err == nil {
 			return c, nil
 		}
-		if !l.draining.Load() {
-			return nil, err
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if !l.draining.Load() || !late && queued(l.Listener) {
+			return nil, err // e.g. no descriptor is free: who accepts tries again
 		}
 		// The deadline by which Drain wakes us proves nothing, nor one that had
 		// passed when Accept came to look: then it does not look.
-		if !errors.Is(err, os.ErrDeadlineExceeded) || draining && time.Since(since) >= l.lull && !queued(l.Listener) {
+		if !late || draining && time.Since(since) >= l.lull && !queued(l.Listener) {
 			return nil, l.over()
 		}
 	}

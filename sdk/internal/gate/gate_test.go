@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +24,9 @@ func acceptor(t *testing.T, l net.Listener) {
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()
+			if errors.Is(err, syscall.EMFILE) {
+				continue
+			}
 			if err != nil {
 				if !errors.Is(err, net.ErrClosed) {
 					t.Errorf("Accept: %v", err)
@@ -78,47 +82,56 @@ func TestWhoIsInTheQueueIsAccepted(t *testing.T) {
 	}
 }
 
-// starved is a listener of a machine that has no time: every other Accept looks
-// at the queue only when its deadline has passed.
-type starved struct {
+// poor is a listener of a machine that lacks something.
+type poor struct {
 	*net.UnixListener
 	turns int
+	lack  func() error
 }
 
-func (s *starved) Accept() (net.Conn, error) {
-	if s.turns++; s.turns%2 == 0 {
-		time.Sleep(2 * lullOpen)
+func (p *poor) Accept() (net.Conn, error) {
+	if p.turns++; p.turns%2 == 0 {
+		if err := p.lack(); err != nil {
+			return nil, err
+		}
 	}
-	return s.UnixListener.Accept()
+	return p.UnixListener.Accept()
 }
 
-func TestADeadlineThatPassedUnseenEndsNoQueueOnLinux(t *testing.T) {
+func TestWhoIsInTheQueueOfAPoorMachineIsAcceptedOnLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux can")
 	}
-	inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := New(&starved{UnixListener: inner.(*net.UnixListener)})
-	l.longest = time.Minute
-	var queued []net.Conn
-	for range 10 {
-		c, err := net.Dial("unix", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		queued = append(queued, c)
-	}
-	acceptor(t, l)
-	if err := l.Drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for n, c := range queued {
-		if got, err := io.ReadAll(c); string(got) != "x" {
-			t.Errorf("connection %d was lost: %q %v", n, got, err)
-		}
+	for name, lack := range map[string]func() error{
+		"no time until the deadline has passed": func() error { time.Sleep(2 * lullOpen); return nil },
+		"no descriptors":                        func() error { return &net.OpError{Op: "accept", Err: syscall.EMFILE} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := New(&poor{UnixListener: inner.(*net.UnixListener), lack: lack})
+			l.longest = time.Minute
+			var queued []net.Conn
+			for range 10 {
+				c, err := net.Dial("unix", l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				queued = append(queued, c)
+			}
+			acceptor(t, l)
+			if err := l.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for n, c := range queued {
+				if got, err := io.ReadAll(c); string(got) != "x" {
+					t.Errorf("connection %d was lost: %q %v", n, got, err)
+				}
+			}
+		})
 	}
 }
 
