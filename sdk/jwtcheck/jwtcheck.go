@@ -122,8 +122,8 @@ func (t *Token) Claims() map[string]any {
 
 // Verify checks a token for one audience by the standards that the package
 // names. A nil keys trusts nobody. The error is always an *Error; its text
-// has nothing of the token but its header's and claims' names, its subject
-// and its audience.
+// has nothing of the token but its header, the names of its claims, its
+// subject, audience and dates.
 func (v *Verifier) Verify(keys *Keys, token, audience string) (*Token, error) {
 	if len(token) > v.maxBytes {
 		return nil, refuse(TooLarge, "it has %d bytes, more than %d", len(token), v.maxBytes)
