@@ -234,7 +234,6 @@ func (m *Manager) reload(ctx context.Context, d *domainState) error {
 	}
 	d.loadedPEM, d.stapleAt = string(stored.Certificate), time.Time{}
 	m.show(d.name, c)
-	m.note(d, func() { d.err = nil })
 	m.log.Info("a certificate is in use", "domain", d.name, "serial", serial(c.Leaf), "not_after", c.Leaf.NotAfter)
 	return nil
 }

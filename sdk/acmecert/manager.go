@@ -236,6 +236,9 @@ func (m *Manager) show(name string, c *tls.Certificate) {
 	next := &shown{byName: maps.Clone(old.byName), changed: make(chan struct{})}
 	next.byName[name] = c
 	d := m.domains[name]
+	if d.certificate == nil || d.certificate.Leaf != c.Leaf {
+		d.err = nil // at once: who waited for the certificate looks now
+	}
 	d.certificate, d.renewAt = c, m.renewalTime(d, c.Leaf)
 	m.shown.Store(next)
 	close(old.changed)

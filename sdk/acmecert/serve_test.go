@@ -193,6 +193,9 @@ func TestACertificateIsChosenByName(t *testing.T) {
 	})
 	a, w := selfSigned(t, "a.test", time.Hour), selfSigned(t, "*.w.test", time.Hour)
 	m.show("a.test", a)
+	if s := m.Status(); s[0].Err != nil || s[1].Err == nil {
+		t.Errorf("%+v", s)
+	}
 	if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: "x.w.test"}); err == nil || !strings.Contains(err.Error(), "*.w.test yet") {
 		t.Error(err)
 	}
