@@ -206,7 +206,7 @@ func TestAReplicaThatIsKilledInAnOrderHoldsUpNoOther(t *testing.T) {
 	pool := f.pebble.Roots(t)
 	world.Until(f, 3*world.Patience, "the other serves", func() error { _, err := f.shown(1, pool); return err })
 	took := time.Since(begun)
-	t.Logf("it served %s after the kill; LockTTL is 4 s, and it takes two locks", took.Round(time.Millisecond))
+	t.Logf("it served %s after the kill; LockTTL is 4 s, and it takes two locks\n%s", took.Round(time.Millisecond), second.Output())
 	if !strings.Contains(second.Output(), "taken over") {
 		t.Errorf("it did not wait for the lock: %s", took)
 	}
