@@ -289,26 +289,30 @@ func (c *ConstrainedConn) PeerID() spiffeid.ID {
 	return c.peer
 }
 
-// believed judges the peer again when the trust changed since.
+// believed judges the peer again when the trust changed since. While the Source
+// has none, the last one counts.
 func (c *ConstrainedConn) believed() error {
 	if err := c.Handshake(); err != nil {
 		return err
 	}
-	s, _, err := c.k.Source.Current()
-	if err != nil {
-		return nil // what we present ended; whom we believed stays believed
+	c.mu.Lock()
+	peer, judged, newest, expires, gone := c.peer, c.trust, c.trust, c.expires, c.gone
+	c.mu.Unlock()
+	if s, _, err := c.k.Source.Current(); err == nil {
+		newest = s.Trust
+	}
+	over := c.k.Now().After(expires.Add(constrainedGrace))
+	if gone != nil || newest == judged && !over {
+		return gone
+	}
+	err := c.k.judge(newest, c.ConnectionState().PeerCertificates, expires)
+	if err == nil && over {
+		err = fmt.Errorf("its certificate expired %s, and the grace of %s is over", expires.UTC().Format(time.RFC3339), constrainedGrace)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	over := c.k.Now().After(c.expires.Add(constrainedGrace))
-	if c.gone != nil || s.Trust == c.trust && !over {
-		return c.gone
-	}
-	if err = c.k.judge(s.Trust, c.ConnectionState().PeerCertificates, c.expires); err == nil && over {
-		err = fmt.Errorf("its certificate expired %s, and the grace of %s is over", c.expires.UTC().Format(time.RFC3339), constrainedGrace)
-	}
-	if c.trust = s.Trust; err != nil {
-		c.gone = fmt.Errorf("the connection with %s is closed: %w", c.peer, err)
+	if c.trust = newest; err != nil && c.gone == nil {
+		c.gone = fmt.Errorf("the connection with %s is closed: %w", peer, err)
 		_ = c.NetConn().Close()
 	}
 	return c.gone

@@ -282,21 +282,30 @@ func TestA25ConstrainedConnectionsEndWithTheirPeers(t *testing.T) {
 func TestA25ConstrainedPeersThatAreTakenBackLateEndToo(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		then func(d *pkitest.Domain, late *atomic.Int64)
+		then func(d *pkitest.Domain, own *identity.Memory, late *atomic.Int64)
 		ends bool
 	}{
-		{"its certificate has expired", func(_ *pkitest.Domain, late *atomic.Int64) { late.Store(int64(24*time.Hour + 10*time.Minute)) }, false},
-		{"its certificate expired long ago", func(_ *pkitest.Domain, late *atomic.Int64) { late.Store(int64(26 * time.Hour)) }, true},
-		{"the lists are gone", func(d *pkitest.Domain, _ *atomic.Int64) { d.PublishNoCRLs() }, false},
-		{"its certificate has expired, and it is denied", func(d *pkitest.Domain, late *atomic.Int64) {
+		{"its certificate has expired", func(_ *pkitest.Domain, _ *identity.Memory, late *atomic.Int64) {
+			late.Store(int64(24*time.Hour + 10*time.Minute))
+		}, false},
+		{"its certificate expired long ago", func(_ *pkitest.Domain, _ *identity.Memory, late *atomic.Int64) { late.Store(int64(26 * time.Hour)) }, true},
+		{"its certificate expired long ago, and we have none", func(_ *pkitest.Domain, own *identity.Memory, late *atomic.Int64) {
+			own.Fail(errors.New("the agent is gone"))
+			late.Store(int64(26 * time.Hour))
+		}, true},
+		{"we have no certificate", func(_ *pkitest.Domain, own *identity.Memory, _ *atomic.Int64) {
+			own.Fail(errors.New("the agent is gone"))
+		}, false},
+		{"the lists are gone", func(d *pkitest.Domain, _ *identity.Memory, _ *atomic.Int64) { d.PublishNoCRLs() }, false},
+		{"its certificate has expired, and it is denied", func(d *pkitest.Domain, _ *identity.Memory, late *atomic.Int64) {
 			late.Store(int64(24*time.Hour + 10*time.Minute))
 			d.Deny(chaincheck.Denial{ID: d.ID("/client")})
 		}, true},
-		{"its certificate has expired, and its root is gone", func(d *pkitest.Domain, late *atomic.Int64) {
+		{"its certificate has expired, and its root is gone", func(d *pkitest.Domain, _ *identity.Memory, late *atomic.Int64) {
 			late.Store(int64(24*time.Hour + 10*time.Minute))
 			d.RotateRoot(true)
 		}, true},
-		{"the lists are gone, and it is denied", func(d *pkitest.Domain, _ *atomic.Int64) {
+		{"the lists are gone, and it is denied", func(d *pkitest.Domain, _ *identity.Memory, _ *atomic.Int64) {
 			d.PublishNoCRLs()
 			d.Deny(chaincheck.Denial{ID: d.ID("/client")})
 		}, true},
@@ -304,7 +313,8 @@ func TestA25ConstrainedPeersThatAreTakenBackLateEndToo(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := pkitest.New(t, "example.org", nil)
 			var late atomic.Int64
-			addr, _ := echo(t, light.Constrained{Source: d.Source("/server"), Authorize: func(spiffeid.ID) error { return nil },
+			own := d.Source("/server")
+			addr, _ := echo(t, light.Constrained{Source: own, Authorize: func(spiffeid.ID) error { return nil },
 				Now: func() time.Time { return time.Now().Add(time.Duration(late.Load())) }})
 			conn, err := light.DialConstrained(t.Context(), "tcp", addr, light.Constrained{Source: identity.NewMemory(d.Snapshot("/client")), Authorize: only(d.ID("/server"))})
 			if err != nil {
@@ -314,8 +324,8 @@ func TestA25ConstrainedPeersThatAreTakenBackLateEndToo(t *testing.T) {
 			if err := exchange(conn, "hello"); err != nil {
 				t.Fatal(err)
 			}
-			tt.then(d, &late)
 			d.Deny(chaincheck.Denial{ID: d.ID("/nobody")}) // the trust changes in any case
+			tt.then(d, own, &late)
 			if err := exchange(conn, "again"); (err != nil) != tt.ends {
 				t.Errorf("it says %v", err)
 			}
