@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,25 +23,7 @@ import (
 	"github.com/legation-io/legation/sdk/light"
 )
 
-// logged is a log that a test reads while others write.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), text)
-}
-
-func quick(api *fakeapi.Server, log *logged) light.Config {
+func quick(api *fakeapi.Server, log *fakeapi.Log) light.Config {
 	return light.Config{
 		Addr: api.Addr(), Backoff: light.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
@@ -205,7 +186,7 @@ func TestFetchSaysWhyThereIsNone(t *testing.T) {
 func TestTheSourceFollows(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(true)
 	defer api.Stop()
 	api.Revoke(&workloadv1.RevocationSet{})
@@ -258,7 +239,7 @@ func TestTheSourceFollows(t *testing.T) {
 
 func TestNoIdentityIsAStateNotAnEnd(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(false)
 	api.Fail(codes.PermissionDenied, "no identity issued")
 	s := run(t, quick(api, log))
@@ -267,7 +248,7 @@ func TestNoIdentityIsAStateNotAnEnd(t *testing.T) {
 	if st, _, err := s.State(); st != light.NoIdentity || !strings.Contains(err.Error(), "no identity issued") {
 		t.Errorf("%s, %v", st, err)
 	}
-	if n := log.count("nothing for us"); n != 1 {
+	if n := log.Count("nothing for us"); n != 1 {
 		t.Errorf("one state is logged %d times", n)
 	}
 	api.Answer(fakeapi.X509(t, d, d.Issue("/a", nil)))
@@ -275,7 +256,7 @@ func TestNoIdentityIsAStateNotAnEnd(t *testing.T) {
 }
 
 func TestAnAgentThatRefusesIsNotAskedAgain(t *testing.T) {
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(false)
 	api.Fail(codes.InvalidArgument, "not like this")
 	s, err := light.NewSource(quick(api, log))
@@ -293,7 +274,7 @@ func TestAnAgentThatRefusesIsNotAskedAgain(t *testing.T) {
 
 func TestLargeAnswersFlow(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(true)
 	r := fakeapi.X509(t, d, d.Issue("/a", nil))
 	for range 3 { // 3.6 MB of lists that nobody can read

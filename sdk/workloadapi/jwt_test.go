@@ -74,7 +74,7 @@ func bundles(i issuer) *workload.JWTBundlesResponse {
 func TestTheJWTSourceHasKeysAndTokens(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	i := issuer{t, pkitest.NewKey(t), "one"}
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Tokens(i.answers)
 	api.AnswerJWT(bundles(i))
 	api.Start(false)
@@ -132,13 +132,13 @@ func TestTheJWTSourceHasKeysAndTokens(t *testing.T) {
 	if _, err := s.Keys(); err != nil {
 		t.Error(err)
 	}
-	if log.count("no JWT keys for us") > 3 {
+	if log.Count("no JWT keys for us") > 3 {
 		t.Error("one state is logged many times")
 	}
 }
 
 func TestAJWTSourceWithoutKeysSaysWhy(t *testing.T) {
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(false)
 	api.Fail(codes.PermissionDenied, "no identity issued")
 	ctx, refused := untilRefused(t, api)

@@ -25,26 +25,8 @@ import (
 	"github.com/legation-io/legation/sdk/workloadapi"
 )
 
-// logged is a log that a test reads while others write.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), text)
-}
-
 // quick is a configuration that tries again at once.
-func quick(api *fakeapi.Server, log *logged) workloadapi.Config {
+func quick(api *fakeapi.Server, log *fakeapi.Log) workloadapi.Config {
 	return workloadapi.Config{
 		Addr: api.Addr(), Backoff: workloadapi.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -105,7 +87,7 @@ func judge(t *testing.T, trust *chaincheck.Trust, ders [][]byte) error {
 func TestTheSourceFollowsTheWorkloadAPI(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(true)
 	defer api.Stop()
 	own, peer := d.Issue("/a", nil), d.Issue("/peer", nil)
@@ -150,7 +132,7 @@ func TestTheSourceFollowsTheWorkloadAPI(t *testing.T) {
 
 func TestASPIRESocketIsServedQuietly(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(false)
 	api.Answer(fakeapi.X509(t, d, d.Issue("/a", nil)))
 	s := run(t, quick(api, log))
@@ -160,7 +142,7 @@ func TestASPIRESocketIsServedQuietly(t *testing.T) {
 	if st := s.Status(); st.Denials != -1 || st.State != workloadapi.Current {
 		t.Errorf("status %+v", st)
 	}
-	if n := log.count("WARN") + log.count("ERROR"); n != 0 {
+	if n := log.Count("WARN") + log.Count("ERROR"); n != 0 {
 		t.Errorf("%d warnings and errors", n)
 	}
 	// Another agent may answer on the same socket later.
@@ -173,7 +155,7 @@ func TestASPIRESocketIsServedQuietly(t *testing.T) {
 
 func TestGoneAtStartLaterAndForever(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	s := run(t, quick(api, log))
 	eventually(t, "the state says so", func() bool { return s.Status().State == workloadapi.Unavailable })
 	if _, _, err := s.Current(); err == nil || !strings.Contains(err.Error(), api.Path()) {
@@ -201,15 +183,15 @@ func TestGoneAtStartLaterAndForever(t *testing.T) {
 	api.Start(true)
 	calls := api.Calls()
 	eventually(t, "it tries again", func() bool { return api.Calls() > calls+5 })
-	warned := log.count("nothing for us") // said before the next attempt
+	warned := log.Count("nothing for us") // said before the next attempt
 	eventually(t, "it tried again and again", func() bool { return api.Calls() > calls+50 })
-	if now := log.count("nothing for us"); now != warned {
+	if now := log.Count("nothing for us"); now != warned {
 		t.Errorf("an unchanged state is logged %d times more", now-warned)
 	}
 }
 
 func TestAnAgentThatRefusesIsNotAskedAgain(t *testing.T) {
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(false)
 	api.Fail(codes.InvalidArgument, "not like this")
 	s, err := workloadapi.NewSource(quick(api, log))
@@ -230,7 +212,7 @@ func TestAnAgentThatRefusesIsNotAskedAgain(t *testing.T) {
 
 func TestTheSourceKeepsTheLastGoodAnswer(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(true)
 	good := fakeapi.X509(t, d, d.Issue("/a", nil))
 	api.Answer(good)
@@ -251,7 +233,7 @@ func TestTheSourceKeepsTheLastGoodAnswer(t *testing.T) {
 	if snapshot(t, s) != first {
 		t.Error("the last good answer is not served any more")
 	}
-	eventually(t, "each is logged", func() bool { return log.count("makes no sense") == 3 })
+	eventually(t, "each is logged", func() bool { return log.Count("makes no sense") == 3 })
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(`
 # HELP legation_workloadapi_malformed_total Answers, or parts of them, that made no sense and were dropped.
 # TYPE legation_workloadapi_malformed_total counter
@@ -289,7 +271,7 @@ func untilRefused(t *testing.T, api *fakeapi.Server) (ctx context.Context, wait 
 
 func TestOpenSaysWhatItWaitedFor(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	api, log := fakeapi.New(t), &logged{}
+	api, log := fakeapi.New(t), &fakeapi.Log{}
 	api.Start(true)
 	defer api.Stop()
 	api.Fail(codes.PermissionDenied, "no identity issued: no entry matches")
