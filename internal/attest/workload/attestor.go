@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -74,19 +73,6 @@ func (a *Attestor) refused(err error) {
 		a.log.Debug("a local caller was refused", "error", err)
 	}
 }
-
-// standalone serves callers made by the functions of this package.
-var standalone = sync.OnceValue(func() *Attestor { return NewAttestor(Params{}) })
-
-// FromConn is Attestor.FromConn with every selector; nobody watches the
-// caller, so Done needs a goroutine of its own until Close.
-func FromConn(c *net.UnixConn) (*Caller, error) { return standalone().FromConn(c) }
-
-// FromPID is Attestor.FromPID as FromConn is Attestor.FromConn.
-func FromPID(pid int) (*Caller, error) { return standalone().FromPID(pid) }
-
-// FromTCP is Attestor.FromTCP as FromConn is Attestor.FromConn.
-func FromTCP(c *net.TCPConn) (*Caller, error) { return standalone().FromTCP(c) }
 
 // Run closes Done of each caller whose process ends, until ctx ends.
 func (a *Attestor) Run(ctx context.Context) error {

@@ -180,36 +180,8 @@ func (c *Caller) Done() <-chan struct{} {
 		return c.done
 	}
 	c.watch = true
-	if c.a == standalone() {
-		c.watchAlone()
-	} else {
-		c.a.watch(c.fd, c)
-	}
+	c.a.watch(c.fd, c)
 	return c.done
-}
-
-// watchAlone waits in a goroutine that ends with the process or with Close.
-func (c *Caller) watchAlone() {
-	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil || unix.SetNonblock(fd, true) != nil {
-		c.end()
-		return
-	}
-	file := os.NewFile(uintptr(fd), "pidfd")
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		c.end()
-		return
-	}
-	go func() {
-		defer c.end()
-		_ = raw.Read(func(fd uintptr) bool { return !alive(int(fd)) })
-	}()
-	go func() {
-		<-c.done
-		file.Close()
-	}()
 }
 
 func (c *Caller) end() { c.endOnce.Do(func() { close(c.done) }) }

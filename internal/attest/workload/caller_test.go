@@ -76,32 +76,26 @@ func TestCostlySelectorsAreReadOnlyWhenWanted(t *testing.T) {
 }
 
 func TestDoneIsClosedWhenTheProcessEnds(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	for name, attestor := range map[string]func(*testing.T) *Attestor{
-		"watched by an attestor": running,
-		"standing alone":         func(*testing.T) *Attestor { return standalone() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := start(t, "wait")
-			c := p.mustCaller(attestor(t))
-			select {
-			case <-c.Done():
-				t.Fatal("closed while the process lives")
-			default:
-			}
-			p.kill()
-			select {
-			case <-c.Done():
-			case <-time.After(time.Minute):
-				t.Fatal("not closed a minute after the process was killed")
-			}
-			if c.Alive() {
-				t.Error("Alive after its end")
-			}
-			if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
-				t.Errorf("selectors of a dead caller: %v", err)
-			}
-		})
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	p := start(t, "wait")
+	c := p.mustCaller(running(t))
+	select {
+	case <-c.Done():
+		t.Fatal("closed while the process lives")
+	default:
+	}
+	p.kill()
+	select {
+	case <-c.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("not closed a minute after the process was killed")
+	}
+	if c.Alive() {
+		t.Error("Alive after its end")
+	}
+	if _, err := c.Selectors(t.Context()); !fault.Is(err, fault.Denied) {
+		t.Errorf("selectors of a dead caller: %v", err)
 	}
 }
 
@@ -195,7 +189,7 @@ func TestAPathIsGivenOnlyIfItNamesTheFileThatRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	c, err := FromPID(cmd.Process.Pid)
+	c, err := running(t).FromPID(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +222,7 @@ func TestAPathIsGivenOnlyIfItNamesTheFileThatRuns(t *testing.T) {
 
 func TestSelectorsForExecAreThoseOfTheFileToBeRun(t *testing.T) {
 	p := start(t, "exec") // will run /bin/sleep
-	c, err := FromPID(p.cmd.Process.Pid)
+	c, err := running(t).FromPID(p.cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
