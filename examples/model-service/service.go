@@ -95,7 +95,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		Name: "legation_mtls_connections_ended_total", Help: "Open connections ended because their peer is believed no longer.",
 	}, func() float64 { return float64(listener.Ended()) }))
 	parts := []drain.Part{
-		drain.HTTP(&http.Server{Handler: called, ReadHeaderTimeout: headerTimeout}, listener),
+		drain.HTTP(bounded(&http.Server{Handler: called}), listener),
 		drain.Background("policy", func(ctx context.Context) error {
 			return policy.Directory{Path: c.policies}.Run(ctx, engine)
 		}),
@@ -110,7 +110,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		defer l.Close()
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-		parts = append(parts, drain.HTTP(&http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}, l))
+		parts = append(parts, drain.HTTP(bounded(&http.Server{Handler: mux}), l))
 		log.Info("serving", "what", "metrics", "address", l.Addr().String())
 	}
 	if c.domain != "" {
@@ -124,14 +124,18 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		}
 		defer l.Close()
 		errorLog := handshake.NewErrorLog(handshake.ErrorLogConfig{Logger: log})
-		server := &http.Server{Handler: public(), TLSConfig: errorLog.Observe(manager.TLSConfig()), ErrorLog: errorLog.Logger(), ReadHeaderTimeout: headerTimeout}
+		server := bounded(&http.Server{Handler: public(), TLSConfig: errorLog.Observe(manager.TLSConfig()), ErrorLog: errorLog.Logger()})
 		parts = append(parts, drain.HTTP(server, l), drain.Background("certificates", manager.Run))
 		log.Info("serving", "what", "HTTPS for everybody as "+c.domain, "address", l.Addr().String())
 	}
 	return drain.Run(ctx, drain.Config{Deadline: c.drain, Logger: log}, parts...)
 }
 
-const headerTimeout = 10 * time.Second
+// bounded ends what is slow: net/http waits for ever by itself.
+func bounded(s *http.Server) *http.Server {
+	s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout, s.IdleTimeout = 10*time.Second, 30*time.Second, 30*time.Second, 2*time.Minute
+	return s
+}
 
 // certificates are the public ones, by ACME; the public port itself answers
 // the CA's questions (TLS-ALPN-01).

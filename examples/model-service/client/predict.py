@@ -16,6 +16,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import sys
 import urllib.parse
@@ -27,6 +28,7 @@ from spiffe.errors import PySpiffeError
 
 PR_SET_DUMPABLE = 4
 MCL_CURRENT, MCL_FUTURE = 1, 2
+PATIENCE = 30  # seconds for all of it
 
 
 def lock_memory():
@@ -37,6 +39,10 @@ def lock_memory():
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE) != 0:
         sys.exit("predict: its memory cannot be locked: %s; raise RLIMIT_MEMLOCK (ulimit -l unlimited, "
                  "systemd: LimitMEMLOCK=infinity)" % os.strerror(ctypes.get_errno()))
+
+
+def give_up(_signal, _frame):
+    sys.exit("predict: no answer within %d s" % PATIENCE)
 
 
 def spiffe_id(certificate):
@@ -119,7 +125,7 @@ class Socket:
 
 def connect(identity, host, port):
     raw = socket.create_connection((host, port), timeout=10)
-    raw.settimeout(None)  # pyOpenSSL wants a blocking socket
+    raw.settimeout(None)  # pyOpenSSL wants a blocking socket; PATIENCE bounds it
     connection = SSL.Connection(identity.context, raw)
     connection.set_connect_state()
     connection.do_handshake()
@@ -135,6 +141,8 @@ def main():
     args = parser.parse_args()
 
     lock_memory()
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE)
     identity = Identity(args.server)
     url = urllib.parse.urlsplit(args.url)
     if url.scheme != "https" or not url.hostname:

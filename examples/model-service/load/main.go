@@ -30,7 +30,7 @@ func main() {
 	server := flag.String("server", "", "SPIFFE ID that must answer")
 	workers := flag.Int("workers", 8, "requests at once")
 	requests := flag.Int64("requests", 20_000, "requests in all")
-	most := flag.Duration("for", 30*time.Second, "how long at most")
+	most := flag.Duration("for", 2*time.Minute, "how long at most")
 	noReuse := flag.Bool("new-connections", false, "a handshake for every request")
 	prefer := flag.Bool("prefer", false, "the trust domain publishes no revocation lists")
 	flag.Parse()
