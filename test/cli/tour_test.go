@@ -72,7 +72,7 @@ func TestTheTourInTheReadmeCanBeFollowed(t *testing.T) {
 	if replaced != 9 {
 		t.Errorf("%d of 9 places of the tour were found: this test and README.md do not fit any more", replaced)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	argv := []string{"bash", "-c", script.String()}
 	if os.Geteuid() == 0 {
