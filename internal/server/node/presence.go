@@ -31,10 +31,13 @@ type presence struct{ Presence }
 func (s *Server) present(caller Caller, hello *nodev1.Hello) (gone func()) {
 	p := &presence{Presence{Node: caller.Node, Serial: caller.Serial, Since: s.p.Clock.Now(), Version: hello.GetVersion()}}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.connected[caller.Node] = append(s.connected[caller.Node], p)
 	s.metrics.connected.Set(float64(len(s.connected)))
+	s.mu.Unlock()
+	log := s.p.Log.With("node", p.Node, "serial", p.Serial)
+	log.Debug("node connected", "version", shorten(p.Version, 64))
 	return func() {
+		defer func() { log.Debug("node disconnected", "after", s.p.Clock.Now().Sub(p.Since).Round(time.Millisecond)) }()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		left := slices.DeleteFunc(s.connected[caller.Node], func(o *presence) bool { return o == p })
