@@ -14,7 +14,7 @@ import (
 	"github.com/legation-io/legation/test/e2e/world"
 )
 
-var dialer = &net.Dialer{Timeout: 5 * time.Second}
+var dialer = &net.Dialer{Timeout: world.Patience}
 
 // tickets counts the session tickets that a server gave.
 type tickets struct{ n atomic.Int32 }
@@ -105,7 +105,7 @@ func plaintext(t testing.TB, address string) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(15 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(world.Patience))
 	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 	got, err := io.ReadAll(io.LimitReader(conn, 1<<16))
 	var timeout net.Error
@@ -175,13 +175,13 @@ func TestA34SilentConnectionsStarveNobody(t *testing.T) {
 			if grown := world.RSS(t, door.pid) - before; grown > 128<<20 {
 				t.Errorf("2,000 silent connections cost %d MiB", grown>>20)
 			}
-			deadline := time.Now().Add(15 * time.Second)
+			deadline := time.Now().Add(world.Patience)
 			for i, c := range conns {
 				_ = c.SetReadDeadline(deadline)
 				_, err := io.Copy(io.Discard, c)
 				var timeout net.Error
 				if errors.As(err, &timeout) && timeout.Timeout() {
-					t.Fatalf("silent connection %d is still open after 15 s", i)
+					t.Fatalf("silent connection %d is still open after %s", i, world.Patience)
 				}
 			}
 			late.Stop()

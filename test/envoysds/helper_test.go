@@ -57,7 +57,7 @@ func help(raw string) error {
 	if err := json.Unmarshal([]byte(raw), &c); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), stand.Patience)
 	defer cancel()
 	target, creds := "unix://"+c.Unix, insecure.NewCredentials()
 	dial := grpc.WithDisableServiceConfig()

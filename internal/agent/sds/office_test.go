@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	theirs   = distribute.Scope("session/theirs")
 	unheard  = "type.googleapis.com/nobody.knows.v9.This"
-	patience = 5 * time.Second
+	patience = 30 * time.Second
 )
 
 // office is a door with a client, without an Envoy.

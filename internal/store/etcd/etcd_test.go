@@ -248,7 +248,7 @@ func TestALaggingWatcherIsEndedOnceItsHistoryIsGone(t *testing.T) {
 	}
 	s.compact(10)
 	n := 0
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for open := true; open; {
 		select {
 		case _, open = <-watch:

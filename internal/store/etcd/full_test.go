@@ -39,7 +39,7 @@ func TestAStoreAtItsQuotaRefusesWritesAndRecoversByDeletion(t *testing.T) {
 		}
 	}
 	// Only history is left now, and a refusal makes that be dropped.
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		_, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "/big/again", Value: make([]byte, 2<<20)}}})
 		if err == nil {
@@ -118,7 +118,7 @@ func childFullDisk(ctx context.Context, disk string) error {
 	if err := os.Remove(filler); err != nil {
 		return err
 	}
-	for range 40 {
+	for range 600 { // half a minute
 		if _, err = s.Commit(ctx, store.Txn{Then: []store.Op{{Key: "/0", Delete: true}}}); err == nil {
 			return s.Close()
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // deadline bounds each wait of the suite.
-const deadline = 20 * time.Second
+const deadline = 2 * time.Minute
 
 // Run runs the suite. open returns an empty store; the suite closes it.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {

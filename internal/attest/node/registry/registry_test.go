@@ -133,7 +133,7 @@ func TestOtherReplicasSeeABanAtOnce(t *testing.T) {
 	b := New(Params{Store: st, TrustDomain: td})
 	run(t, b)
 	admit(t, a, "web-1", "01")
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	wait := func(what string, ok func(Record, bool) bool) {
 		t.Helper()
 		for {
