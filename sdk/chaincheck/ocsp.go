@@ -71,7 +71,7 @@ func NewOCSP(c OCSPConfig) *OCSP {
 		c.Now = time.Now
 	}
 	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
+		c.Logger = slog.Default()
 	}
 	o := &OCSP{config: c, entries: map[string]*ocspEntry{}}
 	o.context, o.cancel = context.WithCancel(context.Background())

@@ -64,7 +64,7 @@ type OCSPConfig struct {
 	SHA256 bool
 	// Now is wall time; nil is time.Now. Timeouts run in real time.
 	Now func() time.Time
-	// Logger is told of failed exchanges and of revocations learned; nil
-	// discards.
+	// Logger is told of failed exchanges and of revocations learned; nil is
+	// slog.Default().
 	Logger *slog.Logger
 }

@@ -165,7 +165,7 @@ type Config struct {
 	// Now is wall time; nil is time.Now.
 	Now func() time.Time
 	// Logger is told of refusals (Debug) and, once, that the chain cannot be
-	// continued here (Warn); nil discards.
+	// continued here (Warn); nil is slog.Default().
 	Logger *slog.Logger
 	// Registerer gets legation_propagation_requests_total{result} and
 	// legation_propagation_tokens_total{result}; nil does without.
@@ -194,7 +194,7 @@ func (c *Config) common() error {
 		c.Now = time.Now
 	}
 	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
+		c.Logger = slog.Default()
 	}
 	if len(wrong) > 0 {
 		return fmt.Errorf("propagation.Config: %s", strings.Join(wrong, "; "))

@@ -116,7 +116,7 @@ type Config struct {
 	// cert-manager's defaults: RSA 2048, PKCS1, a new key for each certificate.
 	PrivateKey CertificatePrivateKey
 
-	// Logger gets what people act on; nil discards it.
+	// Logger gets what people act on; nil is slog.Default().
 	Logger *slog.Logger
 	// Registerer gets the metrics; nil keeps them unregistered.
 	Registerer prometheus.Registerer
@@ -160,7 +160,7 @@ func New(cfg Config) (*Scheduler, error) {
 	cfg.Drain = max(0, cmp.Or(cfg.Drain, 15*time.Second))
 	cfg.PrivateKey.Algorithm = cmp.Or(cfg.PrivateKey.Algorithm, RSA)
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+		cfg.Logger = slog.Default()
 	}
 	if cfg.Now == nil {
 		cfg.Now = func() time.Time { return time.Now().Round(0) }

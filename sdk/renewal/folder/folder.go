@@ -49,7 +49,7 @@ type Config struct {
 	// Poll is how often everything is looked at, besides what the system
 	// reports; 0 is 30 seconds.
 	Poll time.Duration
-	// Logger gets files that cannot be read; nil discards it.
+	// Logger gets files that cannot be read; nil is slog.Default().
 	Logger *slog.Logger
 }
 
@@ -93,7 +93,7 @@ func Open(cfg Config) (*Folder, error) {
 	}
 	cfg.Poll = cmp.Or(max(0, cfg.Poll), 30*time.Second)
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+		cfg.Logger = slog.Default()
 	}
 	f := &Folder{
 		cfg: cfg, log: cfg.Logger, status: make(chan struct{}, 1),
