@@ -159,7 +159,7 @@ func TestNothingAcknowledgedIsLostToKills(t *testing.T) {
 // that is declared now arrives.
 func (l *load) recovers(t *testing.T, killed string) {
 	t.Helper()
-	world.Until(t, 20*time.Second, "after "+killed+" was killed all is well", func() error {
+	world.Until(t, world.Patience, "after "+killed+" was killed all is well", func() error {
 		for _, s := range []*world.Session{l.alice, l.bob} {
 			if s.Ended() {
 				t.Fatalf("after %s was killed a session ended: %s", killed, s.Tail(8))
