@@ -133,12 +133,12 @@ func (h *hello) refuse(err error, cs *tls.ConnectionState) {
 
 // refusal gives out what refuse noted, and keeps none of it: the ring holds the
 // hello until newer ones came, and a chain of certificates is not small.
-func (h *hello) refusal() (error, *tls.ConnectionState) {
+func (h *hello) refusal() (*tls.ConnectionState, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	err, cs := h.err, h.state
 	h.err, h.state = nil, nil
-	return err, cs
+	return cs, err
 }
 
 // remember copies what is kept, so that no client decides how much that is.
@@ -202,7 +202,7 @@ func (l *ErrorLog) failure(remote, reason string) (*Error, time.Time) {
 		return e, time.Now()
 	}
 	e.SNI, e.Offered, e.Protocols, e.Local = h.sni, h.offered, h.alpn, h.local
-	err, cs := h.refusal()
+	cs, err := h.refusal()
 	if cs != nil {
 		e.Version, e.CipherSuite, e.Chain = cs.Version, cs.CipherSuite, cs.PeerCertificates
 	}

@@ -167,7 +167,7 @@ func TestErrorLogOfARealHTTPServer(t *testing.T) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			for _, h := range l.ring {
-				if err, state := h.refusal(); err != nil || state != nil {
+				if state, err := h.refusal(); err != nil || state != nil {
 					t.Errorf("its chain is still remembered, with %v", err)
 				}
 			}
