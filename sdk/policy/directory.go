@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -126,12 +127,17 @@ func (d Directory) folders() []string {
 	return out
 }
 
+// readBounded reads a plain file.
 func readBounded(file string, most int) ([]byte, error) {
-	f, err := os.Open(file)
+	// Opening a pipe would wait for whoever writes to it.
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", file))
+	}
 	raw, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
