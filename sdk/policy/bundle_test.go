@@ -428,6 +428,27 @@ func TestA58ABundleIsNotRolledBack(t *testing.T) {
 	}
 }
 
+// Two that load at the same time do not roll each other back.
+func TestA58ABundleIsNotRolledBackByAnotherThatIsLoadedMeanwhile(t *testing.T) {
+	s := newSigner(t)
+	in := ask("a", "b", "predict", "llm", "m")
+	for round := range 20 {
+		dir := t.TempDir()
+		state := filepath.Join(dir, "highest")
+		e := empty()
+		var all sync.WaitGroup
+		for n, rules := range map[int]string{1: "allow := true", 2: "allow := false"} {
+			f := policy.BundleFile{Path: filepath.Join(dir, fmt.Sprint(n)), Keys: []policy.Key{s.public()}, State: state, Name: "p"}
+			write(t, f.Path, string(pack(t, s.sign(t, revision(n, rules)))))
+			all.Go(func() { f.Load(t.Context(), e) })
+		}
+		all.Wait()
+		if d := e.Decide(t.Context(), &in); d.Allowed {
+			t.Fatalf("round %d: revision 1 is in force after revision 2: %+v", round, d)
+		}
+	}
+}
+
 // A state file that cannot be written says nothing against the bundle, and
 // what a kill left beside it is removed.
 func TestABundleIsTriedAgainOnceItsRevisionCanBeKept(t *testing.T) {

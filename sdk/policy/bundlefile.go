@@ -78,18 +78,21 @@ func (b BundleFile) load(ctx context.Context, e *Engine, raw []byte) error {
 	}
 	bundle.Name, bundle.Query = b.name(), b.Query
 	now := highest{bundle.Revision, hex.EncodeToString(sum(raw))}
-	before, err := readHighest(b.State)
-	if err == nil {
-		err = before.follows(now)
+	follows := func() (before highest, err error) {
+		if before, err = readHighest(b.State); err == nil {
+			err = before.follows(now)
+		}
+		return before, err
 	}
-	if err != nil {
+	if _, err := follows(); err != nil {
 		return refuse(err)
 	}
-	return e.set(ctx, "bundle", func() error {
-		if now == before {
-			return nil
+	return e.set(ctx, "bundle", func() error { // before it decides anything
+		before, err := follows() // another may have come into force meanwhile
+		if err != nil || now == before {
+			return err
 		}
-		return writeHighest(b.State, now) // before it decides anything
+		return writeHighest(b.State, now)
 	}, []Policy{bundle.Policy})
 }
 
