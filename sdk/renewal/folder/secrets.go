@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
@@ -264,14 +265,14 @@ func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
 func readAtMost(path string, most int64) ([]byte, error) {
 	// Opening a pipe would wait for whoever writes to it, and everything else
 	// with it.
-	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
-		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", path))
-	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", path))
+	}
 	raw, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err == nil && int64(len(raw)) > most {
 		err = fmt.Errorf("%s has more than %d bytes", path, most)
