@@ -127,6 +127,9 @@ func private(dir string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is no folder", dir)
 	}
+	if err := durable.Owned(dir); err != nil {
+		return err
+	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%s has mode %04o, others may enter it: chmod 700 it, or name a folder below it", dir, info.Mode().Perm())
 	}

@@ -88,6 +88,21 @@ func TestAFolderIsRefused(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("when it is another user's", func(t *testing.T) {
+		dir := t.TempDir()
+		if os.Getuid() != 0 {
+			t.Skip("only root can be given a folder of another user that it may enter")
+		}
+		if err := os.Chown(dir, 65534, -1); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenFolder(FolderConfig{Path: dir, Key: sealingKey}); err == nil || !strings.Contains(err.Error(), "65534") {
+			t.Error(err)
+		}
+	})
 	t.Run("when it is a link to elsewhere", func(t *testing.T) {
 		link := filepath.Join(t.TempDir(), "l")
 		if err := os.Symlink("/tmp", link); err != nil {

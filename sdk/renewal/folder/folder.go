@@ -44,7 +44,8 @@ import (
 type Config struct {
 	// Dir holds the declared certificates. It need not be there yet.
 	Dir string
-	// State is where status and Secrets go; it is made. Not within Dir.
+	// State is where status and Secrets go; it is made. One of another user is
+	// refused. Not within Dir.
 	State string
 	// Poll is how often everything is looked at, besides what the system
 	// reports; 0 is 30 seconds.
@@ -101,6 +102,9 @@ func Open(cfg Config) (*Folder, error) {
 	}
 	for _, dir := range []string{cfg.State, f.statusDir(), filepath.Join(cfg.State, "secrets")} {
 		if err := durable.MkdirAll(dir); err != nil {
+			return nil, fmt.Errorf("folder: %w", err)
+		}
+		if err := durable.Owned(dir); err != nil {
 			return nil, fmt.Errorf("folder: %w", err)
 		}
 		if err := os.Chmod(dir, 0o700); err != nil {
