@@ -14,6 +14,7 @@ import (
 const (
 	maxAudiences     = 32
 	maxAudienceBytes = 2048 // of one
+	maxID            = 2048 // bytes of a SPIFFE ID (SPIFFE-ID 2.3)
 )
 
 // FetchJWTSVID returns a JWT-SVID for the audience for each identity the
@@ -60,6 +61,9 @@ func (s *Server) fetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JW
 // entries are those that give the caller the identity it names; all of its
 // own, the default one first, where it names none. There is at least one.
 func (c *call) entries(spiffeID string) ([]*nodev1.Entry, error) {
+	if len(spiffeID) > maxID {
+		return nil, fault.New(fault.Invalid, "spiffe_id has %d bytes; a SPIFFE ID has at most %d", len(spiffeID), maxID)
+	}
 	if spiffeID != "" {
 		if _, err := spiffeid.FromString(spiffeID); err != nil {
 			return nil, fault.New(fault.Invalid, "spiffe_id %.300q is not a SPIFFE ID: %w", spiffeID, err)

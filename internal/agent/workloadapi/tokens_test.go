@@ -62,6 +62,7 @@ func TestTokensThatAreNotSigned(t *testing.T) {
 		"seventeen audiences":          {&workloadv1.FetchJWTSVIDRequest{Audience: strings.Split(strings.Repeat("a,", 16)+"a", ",")}, codes.InvalidArgument},
 		"a long audience":              {&workloadv1.FetchJWTSVIDRequest{Audience: []string{strings.Repeat("a", 2049)}}, codes.InvalidArgument},
 		"an identity that is none":     {&workloadv1.FetchJWTSVIDRequest{Audience: []string{"a"}, SpiffeId: "web"}, codes.InvalidArgument},
+		"an identity without end":      {&workloadv1.FetchJWTSVIDRequest{Audience: []string{"a"}, SpiffeId: "spiffe://example.org/" + strings.Repeat("a", 2048)}, codes.InvalidArgument},
 		"an identity of another":       {&workloadv1.FetchJWTSVIDRequest{Audience: []string{"a"}, SpiffeId: "spiffe://example.org/ns/default/sa/other"}, codes.PermissionDenied},
 		"an identity of nobody":        {&workloadv1.FetchJWTSVIDRequest{Audience: []string{"a"}, SpiffeId: "spiffe://example.org/nobody"}, codes.PermissionDenied},
 		"seventeen claims":             {&workloadv1.FetchJWTSVIDRequest{Audience: []string{"a"}, Ext: many}, codes.InvalidArgument},
@@ -71,6 +72,9 @@ func TestTokensThatAreNotSigned(t *testing.T) {
 		r, err := a.tokens().FetchJWTSVID(secure(t), tc.req)
 		if status.Code(err) != tc.want || r.GetToken() != "" {
 			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+		if n := len(status.Convert(err).Message()); n > 1024 {
+			t.Errorf("%s: the answer, which is logged, has %d bytes", name, n)
 		}
 	}
 	stranger := serve(t, Limits{})
