@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -296,7 +297,7 @@ func TestTheHashFollowsTheContent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := h.sum(t.Context(), path, id)
+		got, err := h.sum(t.Context(), 1, path, id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,11 +328,60 @@ func TestWhoGivesUpDoesNotWaitForAHash(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := h.sum(ctx, path, id); !errors.Is(err, context.Canceled) {
+	if _, err := h.sum(ctx, 1, path, id); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
-	if len(h.busy) != hashing {
-		t.Error("it gave back a place that it never had")
+	if len(h.busy) != hashing || len(h.lines) != 0 {
+		t.Error("it gave back a place that it never had, or kept one")
+	}
+}
+
+// A user who starts a thousand programs holds up no program of another.
+func TestOneUsersHashesHoldUpNoOther(t *testing.T) {
+	h := newHashCache()
+	for range hashing {
+		h.busy <- struct{}{}
+	}
+	turns, over := make(chan uint32), make(chan struct{})
+	var all sync.WaitGroup
+	begin := func(uid uint32, programs int) {
+		for range programs {
+			all.Go(func() {
+				done, err := h.turn(t.Context(), uid)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer done()
+				turns <- uid
+				<-over
+			})
+		}
+		for in := 0; in < programs; time.Sleep(time.Millisecond) {
+			h.mu.Lock()
+			if l := h.lines[uid]; l != nil {
+				in = l.in
+			}
+			h.mu.Unlock()
+		}
+		time.Sleep(50 * time.Millisecond) // they wait by now
+	}
+	begin(1, 100)
+	begin(2, 1)
+	<-h.busy // one after the other
+	before := 0
+	for n := range 101 {
+		if <-turns == 2 {
+			before = n
+		}
+		over <- struct{}{}
+	}
+	all.Wait()
+	if before > 50 { // it is hashing, unless the machine is very busy
+		t.Errorf("the other user waited for %d of 100", before)
+	}
+	if len(h.lines) != 0 || len(h.busy) != hashing-1 {
+		t.Errorf("left: %d lines, %d places", len(h.lines), len(h.busy))
 	}
 }
 

@@ -71,11 +71,20 @@ func (n *nameCache) get(key nameKey) string {
 type hashCache struct {
 	busy chan struct{} // as many as may read a file now
 
-	mu   sync.Mutex // guards sums
-	sums map[fileID][sha256.Size]byte
+	mu    sync.Mutex // guards what follows
+	sums  map[fileID][sha256.Size]byte
+	lines map[uint32]*line // by uid
 }
 
-func newHashCache() hashCache { return hashCache{busy: make(chan struct{}, hashing)} }
+// line is of one user's programs that read or wait.
+type line struct {
+	first chan struct{} // as many as may be in line with those of other users
+	in    int
+}
+
+func newHashCache() hashCache {
+	return hashCache{busy: make(chan struct{}, hashing), lines: map[uint32]*line{}}
+}
 
 const (
 	// maxHashed is the largest executable that gets unix:sha256. Anybody can
@@ -90,8 +99,50 @@ const (
 // of its time stamps; it is hashed again next time.
 const settle = 2 * time.Second
 
-// sum hashes the file that path leads to, which must be the one with id.
-func (h *hashCache) sum(ctx context.Context, path string, id fileID) (sum [sha256.Size]byte, err error) {
+// turn waits until a program of a user may read its file. However many programs
+// a user has, those of others wait for a few of them only.
+func (h *hashCache) turn(ctx context.Context, uid uint32) (done func(), err error) {
+	h.mu.Lock()
+	l := h.lines[uid]
+	if l == nil {
+		l = &line{first: make(chan struct{}, hashing)}
+		h.lines[uid] = l
+	}
+	l.in++
+	h.mu.Unlock()
+	var taken []chan struct{}
+	done = func() {
+		for _, place := range taken {
+			<-place
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if l.in--; l.in == 0 {
+			delete(h.lines, uid)
+		}
+	}
+	for _, place := range []chan struct{}{l.first, h.busy} {
+		select {
+		case place <- struct{}{}:
+			taken = append(taken, place)
+		case <-ctx.Done(): // whoever gave up waits no longer, and is not read for
+			done()
+			return nil, ctx.Err()
+		}
+	}
+	return done, nil
+}
+
+func (h *hashCache) known(id fileID) (sum [sha256.Size]byte, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	sum, ok = h.sums[id]
+	return sum, ok
+}
+
+// sum hashes, for a program of a user, the file that path leads to, which must
+// be the one with id.
+func (h *hashCache) sum(ctx context.Context, uid uint32, path string, id fileID) (sum [sha256.Size]byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return sum, fmt.Errorf("read the executable: %w", err)
@@ -101,18 +152,17 @@ func (h *hashCache) sum(ctx context.Context, path string, id fileID) (sum [sha25
 	if err != nil {
 		return sum, err
 	}
-	h.mu.Lock()
-	sum, ok := h.sums[before]
-	h.mu.Unlock()
-	if ok {
+	if sum, ok := h.known(before); ok {
 		return sum, nil
 	}
-	select {
-	case h.busy <- struct{}{}:
-	case <-ctx.Done(): // whoever gave up waits no longer, and is not read for
-		return sum, ctx.Err()
+	done, err := h.turn(ctx, uid)
+	if err != nil {
+		return sum, err
 	}
-	defer func() { <-h.busy }()
+	defer done()
+	if sum, ok := h.known(before); ok {
+		return sum, nil // another has read it meanwhile
+	}
 	hash := sha256.New()
 	if _, err := io.Copy(hash, io.LimitReader(f, maxHashed)); err != nil {
 		return sum, fmt.Errorf("read the executable: %w", err)

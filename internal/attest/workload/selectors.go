@@ -97,7 +97,7 @@ func (c *Caller) readSelectors(ctx context.Context, exec *os.File, path string) 
 		if exec != nil {
 			file = "/proc/self/fd/" + strconv.Itoa(int(exec.Fd()))
 		}
-		sum, err := c.a.hashes.sum(ctx, file, executable)
+		sum, err := c.a.hashes.sum(ctx, c.UID(), file, executable)
 		if err != nil {
 			return nil, false, fmt.Errorf("attest process %d: %w", c.pid, err)
 		}
