@@ -85,7 +85,8 @@ func TestA38OnlyOneSpellingOfAPathIsDecided(t *testing.T) {
 	} {
 		serve(t, e, routes, request("GET", path, id), 403)
 	}
-	for _, h := range []string{"X-HTTP-Method-Override: DELETE", "X-Original-URL: /admin", "X-Rewrite-URL: /admin", "X-Method-Override: PUT", "X-HTTP-Method: PUT"} {
+	for _, h := range []string{"X-HTTP-Method-Override: DELETE", "X-Original-URL: /admin", "X-Rewrite-URL: /admin", "X-Method-Override: PUT", "X-HTTP-Method: PUT",
+		"X_HTTP_METHOD_OVERRIDE: DELETE", "x-original_url: /admin", "X_Rewrite-URL: /admin"} {
 		serve(t, e, routes, request("GET", "/a", id, h), 403)
 	}
 	opaque := request("GET", "/a", id)

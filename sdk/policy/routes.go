@@ -241,6 +241,25 @@ func (r *Routes) Match(method, path string) (Route, Resource, bool) {
 // method or path than the one that is decided on.
 var rewriting = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url"}
 
+// rewrites names one of them that a request has; "" for none. Servers that put
+// headers into environment variables (CGI, WSGI) cannot tell dashes from
+// underscores.
+func rewrites(headers http.Header) string {
+	for _, h := range rewriting {
+		if _, ok := headers[h]; ok {
+			return h
+		}
+	}
+	for name := range headers {
+		if strings.Contains(name, "_") {
+			if h := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-")); slices.Contains(rewriting, h) {
+				return h
+			}
+		}
+	}
+	return ""
+}
+
 // Input is the question that a request asks; Identity is left to the caller.
 // The error is a *Refusal: a path that is not canonical, a request that no
 // route names, or headers that ask for another one.
@@ -254,10 +273,8 @@ func (r *Routes) Input(req *http.Request) (Input, Route, error) {
 	if err := CheckPath(path); err != nil {
 		return Input{}, Route{}, err
 	}
-	for _, h := range rewriting {
-		if _, ok := req.Header[h]; ok {
-			return Input{}, Route{}, &Refusal{Cause: CauseMalformed, Detail: "header " + h + " asks for another method or path than the one decided on"}
-		}
+	if h := rewrites(req.Header); h != "" {
+		return Input{}, Route{}, &Refusal{Cause: CauseMalformed, Detail: "header " + h + " asks for another method or path than the one decided on"}
 	}
 	route, resource, ok := r.Match(req.Method, path)
 	if !ok {
