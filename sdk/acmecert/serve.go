@@ -180,6 +180,10 @@ func hostOf(host string) string {
 
 // redirect sends those who ask for one of the domains to https.
 func (m *Manager) redirect(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Opaque != "" || !strings.HasPrefix(r.URL.Path, "/") { // it would become a part of the host
+		http.Error(w, "not a path", http.StatusBadRequest)
+		return
+	}
 	host := hostOf(r.Host)
 	if lookUp(m.shown.Load().byName, host) == nil {
 		http.Error(w, "no such host here", http.StatusNotFound)

@@ -1,6 +1,7 @@
 package acmecert
 
 import (
+	"bufio"
 	"crypto/tls"
 	"io"
 	"log/slog"
@@ -132,6 +133,17 @@ func TestPlainHTTPIsSentToHTTPSOnlyForNamesWithACertificate(t *testing.T) {
 	m.show("a.test", selfSigned(t, "a.test", time.Hour))
 	if w := get(h, "GET", "a.test", "/x?y=1"); w.Code != 308 || w.Header().Get("Location") != "https://a.test/x?y=1" {
 		t.Error(w.Code, w.Header())
+	}
+	// What is no path would become a part of the host.
+	for _, line := range []string{"GET http:@evil.test/ HTTP/1.1", "GET x:.evil.test/ HTTP/1.1", "OPTIONS * HTTP/1.1"} {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(line + "\r\nHost: a.test\r\n\r\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != 400 || w.Header().Get("Location") != "" {
+			t.Errorf("%s: %d, to %q", line, w.Code, w.Header().Get("Location"))
+		}
 	}
 	wild := newManager(t, func(c *Config) { c.Domains, c.DNS = []string{"*.w.test"}, &DNS{Provider: noProvider{}} })
 	wild.show("*.w.test", selfSigned(t, "*.w.test", time.Hour))
