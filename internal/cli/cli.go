@@ -69,7 +69,10 @@ from all of them at once.
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml", "name"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
-		o.out, o.errOut, o.in = c.OutOrStdout(), c.ErrOrStderr(), c.InOrStdin()
+		o.out, o.errOut, o.in = c.OutOrStdout(), plain{c.ErrOrStderr()}, c.InOrStdin()
+		if o.output != "json" { // which programs read as it is
+			o.out = plain{o.out}
+		}
 		switch o.output {
 		case "table", "wide", "json", "yaml", "name":
 			return nil

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	localv1 "github.com/legation-io/legation/api/local/v1"
@@ -37,7 +38,8 @@ func node() *adminv1.Node {
 // admin is a control plane that always says the same.
 type admin struct {
 	adminv1.UnimplementedAdminServer
-	empty bool // nothing there
+	empty bool   // nothing there
+	said  string // by a node
 }
 
 func (a *admin) Apply(_ context.Context, r *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
@@ -70,7 +72,9 @@ func (a *admin) ListNodes(context.Context, *adminv1.ListNodesRequest) (*adminv1.
 	if a.empty {
 		return &adminv1.ListNodesResponse{}, nil
 	}
-	return &adminv1.ListNodesResponse{Nodes: []*adminv1.Node{node()}}, nil
+	n := node()
+	n.Version += a.said
+	return &adminv1.ListNodesResponse{Nodes: []*adminv1.Node{n}}, nil
 }
 
 func (a *admin) BanNode(context.Context, *adminv1.BanNodeRequest) (*adminv1.BanNodeResponse, error) {
@@ -120,8 +124,8 @@ func (a *admin) Status(context.Context, *adminv1.StatusRequest) (*adminv1.Status
 	r.CertificatesValid, r.CertificatesRevoked, r.Subscribers = 4, 1, 2
 	r.Resources = map[string]uint32{"Service": 1}
 	r.Renewals = []*adminv1.RenewalStatus{{Name: "system/control-plane", Issuer: "Authority.legation.io/default", Ready: true, Message: "no", NotAfterUnix: then + 3600, RenewalUnix: then + 1800, Revision: 2, FailedAttempts: 1}}
-	r.Behind = []*adminv1.BehindStatus{{Node: "web-1", State: &nodev1.SubscriberState{Subscriber: "envoy/1", Type: "secret", Name: "ROOTCA", Error: "bad CRL", SinceUnixNano: then * 1e9}}}
-	r.Problems = []string{"envoy/1 on web-1 refused ROOTCA: bad CRL"}
+	r.Behind = []*adminv1.BehindStatus{{Node: "web-1", State: &nodev1.SubscriberState{Subscriber: "envoy/1", Type: "secret", Name: "ROOTCA", Error: "bad CRL" + a.said, SinceUnixNano: then * 1e9}}}
+	r.Problems = []string{"envoy/1 on web-1 refused ROOTCA: bad CRL" + a.said}
 	return r, nil
 }
 
@@ -170,14 +174,19 @@ func (o *owner) Connections(context.Context, *localv1.ConnectionsRequest) (*loca
 // legation runs one command against the two and returns what it said.
 func legation(t *testing.T, empty bool, in string, args ...string) (code int, answer, talk string) {
 	t.Helper()
+	return legationOf(t, &admin{empty: empty}, in, args...)
+}
+
+func legationOf(t *testing.T, a *admin, in string, args ...string) (code int, answer, talk string) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer()
-	adminv1.RegisterAdminServer(g, &admin{empty: empty})
-	localv1.RegisterAgentAdminServer(g, &owner{empty: empty})
+	adminv1.RegisterAdminServer(g, a)
+	localv1.RegisterAgentAdminServer(g, &owner{empty: a.empty})
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	defer func() { g.Stop(); <-served }()
@@ -329,5 +338,28 @@ func TestCompletionKnowsWhatCanBeTyped(t *testing.T) {
 		if !strings.Contains(answer, tt.want) {
 			t.Errorf("%q completes to %q, without %s", tt.typed, answer, tt.want)
 		}
+	}
+}
+
+// What a node says of itself reaches an operator's terminal.
+func TestWhatANodeSaysCommandsNoTerminal(t *testing.T) {
+	a := &admin{said: "\x1b[2J\x1b]0;x\a\u009b1A\u202e\r\nproblems       none\nweb-2\tready"}
+	for _, args := range []string{"node list -o wide", "status", "status -o yaml"} {
+		_, answer, _ := legationOf(t, a, "", strings.Fields(args)...)
+		if i := strings.IndexFunc(answer, func(r rune) bool {
+			return unicode.IsControl(r) && r != '\n' && r != '\t' || unicode.Is(unicode.Bidi_Control, r)
+		}); i >= 0 {
+			t.Errorf("%s: %q", args, answer)
+		}
+		for line := range strings.Lines(answer) {
+			if strings.HasPrefix(line, "problems  ") || strings.HasPrefix(line, "web-2") {
+				t.Errorf("%s: a line of its own: %q", args, line)
+			}
+		}
+	}
+	var got struct{ Problems []string }
+	_, answer, _ := legationOf(t, a, "", "status", "-o", "json")
+	if err := json.Unmarshal([]byte(answer), &got); err != nil || len(got.Problems) != 1 || !strings.HasSuffix(got.Problems[0], a.said) {
+		t.Errorf("programs read another: %q, %v", got.Problems, err)
 	}
 }

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -47,10 +49,41 @@ func (o *options) print(data any, t table) error {
 	w := tabwriter.NewWriter(o.out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, strings.Join(t.heading[:n], "\t"))
 	for _, row := range t.rows {
-		fmt.Fprintln(w, strings.Join(row[:n], "\t"))
+		line := make([]string, n)
+		for i, cell := range row[:n] {
+			line[i] = cells.Replace(cell)
+		}
+		fmt.Fprintln(w, strings.Join(line, "\t"))
 	}
 	return w.Flush()
 }
+
+// plain leaves out what would command a terminal, or turn a line around: some
+// of what is shown was written by nodes, and by peers that nobody verified.
+type plain struct{ io.Writer }
+
+// Write implements io.Writer.
+func (p plain) Write(b []byte) (int, error) {
+	commands := func(r rune) bool {
+		return unicode.IsControl(r) && r != '\n' && r != '\t' || unicode.Is(unicode.Bidi_Control, r)
+	}
+	if !bytes.ContainsFunc(b, commands) {
+		return p.Writer.Write(b)
+	}
+	_, err := p.Writer.Write(bytes.Map(func(r rune) rune {
+		if commands(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, b))
+	return len(b), err
+}
+
+// cells make one row, whatever is in them.
+var cells = strings.NewReplacer("\n", " ", "\t", " ", "\v", " ", "\f", " ")
+
+// within keeps the lines of a text that has several below its own.
+func within(text string) string { return strings.ReplaceAll(text, "\n", "\n      ") }
 
 // writeYAML keeps JSON's field names.
 func writeYAML(w io.Writer, data any) error {

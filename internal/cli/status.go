@@ -171,7 +171,7 @@ func refused(s *nodev1.SubscriberState) string {
 	if s.Error == "" {
 		return ""
 	}
-	return ", refused: " + s.Error
+	return ", refused: " + within(s.Error)
 }
 
 // printProblems lists what is wrong; a problem is exit code 1 for scripts.
@@ -182,7 +182,7 @@ func (o *options) printProblems(list []string) error {
 	}
 	fmt.Fprintln(o.out, "problems")
 	for _, p := range list {
-		fmt.Fprintf(o.out, "  - %s\n", p)
+		fmt.Fprintf(o.out, "  - %s\n", within(p))
 	}
 	return errors.New(plural(len(list), "problem") + ", listed above")
 }
