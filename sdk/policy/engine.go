@@ -29,8 +29,9 @@ type Config struct {
 	// SlowShare bounds what evaluations that take more than a tenth of
 	// Deadline, and 512 steps, may use together, as a part of one core;
 	// default 0.1. After a burst of 200 ms all are given a 32nd of Deadline, and
-	// after another none: requests are denied with CauseThrottled until the
-	// share is paid.
+	// after another none, save for callers who had no part in it, for whom there
+	// are two more: requests are denied with CauseThrottled until the share is
+	// paid.
 	SlowShare float64
 	// Probes are asked of every set of policies before it comes into force: a
 	// set that answers one of them otherwise is refused. For what must never
@@ -304,7 +305,7 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input, slow *share) D
 	now := e.config.Now()
 	for _, p := range s.programs {
 		start := time.Since(e.began)
-		within := slow.within(start, e.config.Deadline)
+		within := slow.within(in.Identity, start, e.config.Deadline)
 		if within < e.config.Deadline {
 			e.metrics.throttled.Inc()
 		}
@@ -314,7 +315,7 @@ func (e *Engine) decide(ctx context.Context, s *state, in *Input, slow *share) D
 			var steps uint32
 			d.Cause, d.Detail, steps = p.evaluate(ctx, input, now, e.began.Add(start), within, patience*e.config.Deadline)
 			if c := cost(time.Since(e.began)-start, e.config.Deadline, steps, d.Cause == CauseDeadline); c > 0 {
-				slow.charge(start, c)
+				slow.charge(in.Identity, start, c)
 			}
 		}
 		if d.Cause != CauseAllowed {

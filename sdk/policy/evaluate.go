@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // deadline ends an evaluation from within: the evaluator asks it before every
@@ -116,18 +118,19 @@ func (p *Program) evaluate(ctx context.Context, input *ast.Term, now, began time
 type share struct {
 	until atomic.Int64 // when everything charged will have been paid for, ns on the clock of now
 	part  float64      // of one core
+	by    debtors
 }
 
 const burst = 200 * time.Millisecond // of evaluation
 
-// within is how long an evaluation may take that begins at now; zero is not
-// at all.
-func (s *share) within(now time.Duration, full time.Duration) time.Duration {
+// within is how long an evaluation for a caller may take that begins at now;
+// zero is not at all.
+func (s *share) within(id spiffeid.ID, now, full time.Duration) time.Duration {
 	debt := float64(s.until.Load()-int64(now)) * s.part
 	switch {
 	case debt < float64(burst):
 		return full
-	case debt < 2*float64(burst):
+	case debt < 2*float64(burst), debt < 4*float64(burst) && !s.by.owes(id, now):
 		return full / 32
 	}
 	return 0
@@ -145,11 +148,47 @@ func cost(spent, full time.Duration, steps uint32, over bool) time.Duration {
 	return 0
 }
 
-func (s *share) charge(now, spent time.Duration) {
+func (s *share) charge(id spiffeid.ID, now, spent time.Duration) {
+	debt := time.Duration(float64(spent) / s.part)
+	s.by.add(id, now, own*debt)
 	for {
 		old := s.until.Load()
-		if s.until.CompareAndSwap(old, max(old, int64(now))+int64(float64(spent)/s.part)) {
+		if s.until.CompareAndSwap(old, max(old, int64(now))+int64(debt)) {
 			return
 		}
+	}
+}
+
+const (
+	maxDebtors = 1024
+	// own is how much heavier a caller's slow evaluations weigh on itself, so
+	// that a few callers cannot use up what is left to the others.
+	own = 8
+)
+
+// debtors are the callers whose slow evaluations are not paid for.
+type debtors struct {
+	mu    sync.Mutex                    // guards what follows
+	until map[spiffeid.ID]time.Duration // when they will be, on the clock of now
+}
+
+// owes says whether a caller is one of them; when they are too many to be
+// known, everybody may be.
+func (d *debtors) owes(id spiffeid.ID, now time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until, known := d.until[id]
+	return until > now || !known && len(d.until) >= maxDebtors
+}
+
+func (d *debtors) add(id spiffeid.ID, now, debt time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.until, func(_ spiffeid.ID, until time.Duration) bool { return until <= now })
+	if d.until == nil {
+		d.until = map[spiffeid.ID]time.Duration{}
+	}
+	if _, known := d.until[id]; known || len(d.until) < maxDebtors {
+		d.until[id] = max(d.until[id], now) + debt
 	}
 }

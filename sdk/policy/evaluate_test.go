@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -60,23 +61,58 @@ func TestWaitingIsNotCharged(t *testing.T) {
 func TestTheShareOfSlowEvaluationsIsPaidByTime(t *testing.T) {
 	s := share{part: 0.1}
 	const full = 25 * time.Millisecond
-	if got := s.within(time.Hour, full); got != full {
+	id := spiffeid.RequireFromString("spiffe://a.example/x")
+	if got := s.within(id, time.Hour, full); got != full {
 		t.Errorf("at first %s", got)
 	}
 	for range 9 { // 225 ms of work: beyond the burst
-		s.charge(time.Hour, full)
+		s.charge(id, time.Hour, full)
 	}
-	if got := s.within(time.Hour, full); got != full/32 {
+	if got := s.within(id, time.Hour, full); got != full/32 {
 		t.Errorf("beyond the burst %s", got)
 	}
 	for range 9 {
-		s.charge(time.Hour, full)
+		s.charge(id, time.Hour, full)
 	}
-	if got := s.within(time.Hour, full); got != 0 {
+	if got := s.within(id, time.Hour, full); got != 0 {
 		t.Errorf("beyond twice the burst %s", got)
 	}
-	if got := s.within(time.Hour+4500*time.Millisecond, full); got != full {
+	if got := s.within(id, time.Hour+4500*time.Millisecond, full); got != full {
 		t.Errorf("after it is paid %s", got)
+	}
+}
+
+// One caller whose requests are slow uses up what is his, and many what is
+// everybody's.
+func TestOneCallersSlowRequestsDenyNobodyElses(t *testing.T) {
+	s := share{part: 0.1}
+	const full = 25 * time.Millisecond
+	caller := func(n int) spiffeid.ID { return spiffeid.RequireFromString(fmt.Sprintf("spiffe://a.example/%d", n)) }
+	ask := func(n int, now time.Duration) time.Duration {
+		within := s.within(caller(n), now, full)
+		if within > 0 {
+			s.charge(caller(n), now, within)
+		}
+		return within
+	}
+	for range 10_000 {
+		ask(0, time.Hour)
+	}
+	if own, others := ask(0, time.Hour), s.within(caller(1), time.Hour, full); own != 0 || others != full/32 {
+		t.Errorf("who is slow is given %s, others %s", own, others)
+	}
+	var used time.Duration
+	for n := range 10_000 {
+		used += ask(1+n, time.Hour)
+	}
+	if last := s.within(caller(20_000), time.Hour, full); last != 0 || used > 3*burst || len(s.by.until) > maxDebtors {
+		t.Errorf("many others used %s, and the next is given %s; %d are remembered", used, last, len(s.by.until))
+	}
+	if got := ask(0, 2*time.Hour); got != full {
+		t.Errorf("after all is paid: %s", got)
+	}
+	if len(s.by.until) != 1 {
+		t.Errorf("%d are remembered who owe nothing", len(s.by.until))
 	}
 }
 
@@ -84,7 +120,7 @@ func TestTheShareOfSlowEvaluationsIsPaidByTime(t *testing.T) {
 func TestProbesAreAskedWhateverRequestsHaveUsedUp(t *testing.T) {
 	in := Input{Identity: spiffeid.RequireFromString("spiffe://a.example/x"), Operation: "predict", Request: Request{Method: "GET", Path: "/"}}
 	e := NewEngine(Config{Logger: slog.New(slog.DiscardHandler), Deadline: time.Second, Probes: []Probe{{Name: "predict", Input: in, Allowed: true}}})
-	e.slow.charge(time.Since(e.began), time.Hour)
+	e.slow.charge(in.Identity, time.Since(e.began), time.Hour)
 	p := Policy{Name: "p", Modules: map[string]string{"p.rego": "package legation\nallow := true"}}
 	if err := e.Set(t.Context(), "test", p); err != nil {
 		t.Error(err)
