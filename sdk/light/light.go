@@ -88,7 +88,13 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Backoff bounds the waits between attempts.
+// Backoff bounds the waits between attempts to reach the Workload API:
+//
+//	Min time.Duration // zero is 50 ms
+//	Max time.Duration // zero is 10 s
+//
+// Each is a random time between Min and a ceiling that doubles, from five
+// times Min up to Max, and starts again from the bottom after every answer.
 type Backoff = holder.Backoff
 
 const (

@@ -24,7 +24,18 @@ const (
 	Malformed   = holder.Malformed   // an answer made no sense and was dropped
 )
 
-// Status says how a Source stands; see its fields.
+// Status says how a Source stands:
+//
+//	State     State         // Connecting, Current, NoIdentity, Unavailable or Malformed
+//	Since     time.Time     // when State began
+//	Err       error         // why; nil in Connecting and Current
+//	ID        spiffeid.ID   // of the certificate that is served; zero without one
+//	NotAfter  time.Time     // its end
+//	Answered  time.Time     // when the last good answer came; zero before the first
+//	Answers   uint64        // good ones
+//	Malformed uint64        // answers, and parts of them, that were dropped
+//	Denials   int           // what the deny set holds; -1 while the socket offers none
+//	Clock     string        // empty, or why this machine's clock seems to be wrong
 type Status = holder.Status
 
 // Source is an identity.Source that one stream of the Workload API feeds. It

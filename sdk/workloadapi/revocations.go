@@ -54,5 +54,6 @@ func (s *Source) readRevocations(ctx context.Context, client workloadv1.Revocati
 			all[n] = holder.Revocation{SPIFFEID: r.GetSpiffeId(), Serials: r.GetSerials(), Reason: r.GetReason(), At: time.Unix(0, r.GetRevokedAtUnixNano())}
 		}
 		s.holder.Denied(all)
+		signal(s.hurry)
 	}
 }

@@ -44,7 +44,14 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Backoff bounds the waits between attempts.
+// Backoff bounds the waits between attempts to reach the Workload API:
+//
+//	Min time.Duration // zero is 50 ms
+//	Max time.Duration // zero is 10 s
+//
+// Each is a random time between Min and a ceiling that doubles, from five
+// times Min up to Max, and starts again from the bottom after every answer, and
+// when what is revoked changed: an identity that was given back comes at once.
 type Backoff = holder.Backoff
 
 func (c Config) withDefaults() (Config, error) {
@@ -83,6 +90,7 @@ type Source struct {
 	holder  *holder.Holder
 	kick    chan struct{} // something to check before the timer says so
 	again   chan struct{} // the X.509 stream came back
+	hurry   chan struct{} // what is revoked changed: whoever was refused may have an identity again
 	life    *holder.Life
 }
 
@@ -95,7 +103,7 @@ func NewSource(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{c: c, kick: make(chan struct{}, 1), again: make(chan struct{}, 1), life: holder.NewLife()}
+	s := &Source{c: c, kick: make(chan struct{}, 1), again: make(chan struct{}, 1), hurry: make(chan struct{}, 1), life: holder.NewLife()}
 	s.holder = holder.New(holder.Params{
 		Name: "the Workload API at " + c.Addr, ID: c.SPIFFEID, Pick: c.Pick, AwaitDenials: awaitDenials, Log: c.Logger, Now: c.Now,
 	})
@@ -150,7 +158,7 @@ func (s *Source) run(ctx context.Context) error {
 	parts.Go(func() { s.watchRevocations(ctx, conn) })
 	parts.Go(func() { s.check(ctx) })
 	w := watcher{
-		client: workload.NewSpiffeWorkloadAPIClient(conn), handler: sourceHandler{s}, retry: holder.Retry{Backoff: s.c.Backoff},
+		client: workload.NewSpiffeWorkloadAPIClient(conn), handler: sourceHandler{s}, retry: holder.Retry{Backoff: s.c.Backoff, Hurry: s.hurry},
 		dropped: func(err error) { s.holder.Dropped("x509", err) },
 	}
 	err = w.run(ctx)
@@ -171,7 +179,18 @@ func (s *Source) Close() error {
 // Current implements identity.Source.
 func (s *Source) Current() (*identity.Snapshot, <-chan struct{}, error) { return s.holder.Current() }
 
-// Status says how a Source stands; see its fields.
+// Status says how a Source stands:
+//
+//	State     State         // Connecting, Current, NoIdentity, Unavailable or Malformed
+//	Since     time.Time     // when State began
+//	Err       error         // why; nil in Connecting and Current
+//	ID        spiffeid.ID   // of the certificate that is served; zero without one
+//	NotAfter  time.Time     // its end
+//	Answered  time.Time     // when the last good answer came; zero before the first
+//	Answers   uint64        // good ones
+//	Malformed uint64        // answers, and parts of them, that were dropped
+//	Denials   int           // what the deny set holds; -1 while the socket offers none
+//	Clock     string        // empty, or why this machine's clock seems to be wrong
 type Status = holder.Status
 
 // Status says how the source stands, for health pages and tests.

@@ -130,6 +130,35 @@ func TestTheSourceFollowsTheWorkloadAPI(t *testing.T) {
 	}
 }
 
+// TestALiftedIdentityComesBackAtOnce: whoever was refused hears from the deny
+// set, and does not wait until its turn to ask again.
+func TestALiftedIdentityComesBackAtOnce(t *testing.T) {
+	d := pkitest.New(t, "example.org", nil)
+	api, log := fakeapi.New(t), &fakeapi.Log{}
+	api.Start(true)
+	defer api.Stop()
+	api.Revoke(&workloadv1.RevocationSet{})
+	api.Answer(fakeapi.X509(t, d, d.Issue("/a", nil)))
+	c := quick(api, log)
+	c.Backoff = workloadapi.Backoff{Min: time.Hour, Max: time.Hour}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := workloadapi.Open(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	api.Fail(codes.PermissionDenied, "it is revoked and blocked until lifted")
+	api.Revoke(&workloadv1.RevocationSet{Revocations: []*workloadv1.Revocation{{SpiffeId: d.ID("/a").String(), Reason: "demo"}}})
+	eventually(t, "it is refused", func() bool { return s.Status().State == workloadapi.NoIdentity && s.Status().Denials == 1 })
+	next := d.Issue("/a", nil)
+	api.Answer(fakeapi.X509(t, d, next))
+	api.Revoke(&workloadv1.RevocationSet{})
+	eventually(t, "it has its identity back", func() bool {
+		return s.Status().State == workloadapi.Current && snapshot(t, s).Certificate.Leaf.Equal(next.Leaf)
+	})
+}
+
 func TestASPIRESocketIsServedQuietly(t *testing.T) {
 	d := pkitest.New(t, "example.org", nil)
 	api, log := fakeapi.New(t), &fakeapi.Log{}

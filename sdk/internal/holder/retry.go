@@ -17,6 +17,8 @@ type Backoff struct {
 // Retry is where one loop of attempts stands.
 type Retry struct {
 	Backoff Backoff
+	// Hurry ends a wait, and starts again from the bottom; may be nil.
+	Hurry   <-chan struct{}
 	ceiling time.Duration
 }
 
@@ -48,6 +50,9 @@ func (r *Retry) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-r.Hurry:
+		r.Reset()
+		return nil
 	case <-timer.C:
 		return nil
 	}
