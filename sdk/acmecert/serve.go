@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/mholt/acmez/v3"
+
+	"github.com/legation-io/legation/sdk/identity"
 )
 
 const challengePath = "/.well-known/acme-challenge/"
@@ -87,12 +89,13 @@ func lookUp(shown map[string]*tls.Certificate, name string) *tls.Certificate {
 	return nil
 }
 
-// none says why there is no certificate of a name.
+// none says why there is no certificate of a name: an *identity.NotReady while
+// one is to come, so that sdk/handshake tells the cause.
 func (m *Manager) none(name string) error {
 	if d := m.domains[m.domainOf(name)]; d != nil {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return fmt.Errorf("acmecert: no certificate of %s yet: %w", d.name, d.err)
+		return fmt.Errorf("acmecert: %s: %w", d.name, &identity.NotReady{Source: "a certificate from " + m.config.Directory, Err: d.err})
 	}
 	return fmt.Errorf("acmecert: no certificate of %q: it is not one of Config.Domains", clean(name))
 }

@@ -3,6 +3,7 @@ package acmecert
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/mholt/acmez/v3"
 	"github.com/mholt/acmez/v3/acme"
+
+	"github.com/legation-io/legation/sdk/identity"
 )
 
 func newManager(t testing.TB, change func(*Config)) *Manager {
@@ -208,7 +211,7 @@ func TestACertificateIsChosenByName(t *testing.T) {
 	if s := m.Status(); s[0].Err != nil || s[1].Err == nil {
 		t.Errorf("%+v", s)
 	}
-	if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: "x.w.test"}); err == nil || !strings.Contains(err.Error(), "*.w.test yet") {
+	if _, err := m.GetCertificate(&tls.ClientHelloInfo{ServerName: "x.w.test"}); !errors.As(err, new(*identity.NotReady)) || !strings.Contains(err.Error(), "acmecert: *.w.test: no identity yet") {
 		t.Error(err)
 	}
 	m.show("*.w.test", w)

@@ -25,7 +25,7 @@
 //		Authorize: mtls.AuthorizeID(server),
 //	})
 //	...
-//	client := &http.Client{Transport: d.Transport()}
+//	client := &http.Client{Transport: mtls.ExplainTransport(d.Transport())} // else a refusal is "remote error: tls: bad certificate"
 //
 // # What is always so
 //

@@ -28,6 +28,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	_ "github.com/legation-io/legation/sdk/aes256gcm" // all TLS 1.3 of this process
+	"github.com/legation-io/legation/sdk/handshake"
 	"github.com/legation-io/legation/sdk/identity"
 	"github.com/legation-io/legation/sdk/light"
 	"github.com/legation-io/legation/sdk/mtls"
@@ -159,7 +160,7 @@ func serve(ctx context.Context, o options) error {
 
 func (o options) listener(source identity.Source) (net.Listener, error) {
 	if !o.tls12 {
-		return mtls.Listen("tcp", o.listen, mtls.ServerConfig{Source: source, Authorize: mtls.AuthorizeID(o.peer)})
+		return mtls.Listen("tcp", o.listen, mtls.ServerConfig{Source: source, Authorize: mtls.AuthorizeID(o.peer), Hooks: []handshake.Hook{handshake.LogHook(nil)}})
 	}
 	raw, err := net.Listen("tcp", o.listen)
 	if err != nil {
