@@ -47,8 +47,12 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 	sent := false
 	for {
 		view, changed := s.p.Views.View()
-		if entry := view.Entries[as.Name]; sent && (entry == nil || entry.SpiffeId != as.SpiffeId) {
+		entry := view.Entries[as.Name]
+		if sent && (entry == nil || entry.SpiffeId != as.SpiffeId) {
 			return fault.New(fault.Denied, "entry %s is no longer %s on this node", as.Name, as.SpiffeId)
+		}
+		if sent && !c.has(entry.GetSelectors()) {
+			return fault.New(fault.Denied, "entry %s is no longer for this process: its selectors changed", as.Name)
 		}
 		// A set that was not yet received is no set: an empty one would deny.
 		if now := binds(view, as); view.Synced && (!sent || !slices.Equal(last, now)) {
@@ -72,6 +76,11 @@ func (s *Server) pushPolicies(ctx context.Context, spiffeID string, send func(*w
 			return c.because(c.ctx.Err())
 		}
 	}
+}
+
+// has says whether the caller is one of an entry with these selectors.
+func (c *call) has(selectors []string) bool {
+	return len(selectors) > 0 && !slices.ContainsFunc(selectors, func(s string) bool { return !slices.Contains(c.selectors, s) })
 }
 
 // What is sent to a program that does not read stays in the agent's memory.

@@ -90,6 +90,27 @@ func TestPoliciesArePushedToWhomTheyBind(t *testing.T) {
 	}
 }
 
+// An entry that is for other processes from now on is nobody's who watched.
+func TestPoliciesEndWithTheRightToTheIdentity(t *testing.T) {
+	a := serve(t, Limits{}, webEntry())
+	stream, err := a.policies().Watch(secure(t), &workloadv1.WatchPoliciesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	a.change(func(v *upstream.View) {
+		e := webEntry()
+		e.Selectors = []string{"unix:uid:4294967294"}
+		v.Entries[e.Name] = e
+	})
+	a.declare("default/all", &nodev1.Policy{Version: 3})
+	if set, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("told %q, %v", names(set), err)
+	}
+}
+
 func TestPoliciesAreNotToldBeforeTheyAreKnown(t *testing.T) {
 	a := serve(t, Limits{}, webEntry())
 	a.change(func(v *upstream.View) { v.Synced = false })
