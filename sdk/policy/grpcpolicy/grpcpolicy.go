@@ -109,7 +109,9 @@ type decided struct {
 	interceptors *Interceptors
 	method       string
 
-	changed <-chan struct{} // RecvMsg's, which is not called by two at once
+	// RecvMsg's, which is not called by two at once.
+	changed <-chan struct{}
+	denied  bool // for good, though the handler may read on
 }
 
 // Context has the decision.
@@ -117,6 +119,9 @@ func (s *decided) Context() context.Context { return s.ctx }
 
 // RecvMsg decides again where policies changed.
 func (s *decided) RecvMsg(m any) error {
+	if s.denied {
+		return errDenied
+	}
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
@@ -124,6 +129,7 @@ func (s *decided) RecvMsg(m any) error {
 	case <-s.changed:
 		_, s.changed = s.interceptors.engine.Loaded()
 		if d := s.interceptors.decide(s.ServerStream.Context(), s.method); !d.Allowed {
+			s.denied = true
 			return errDenied
 		}
 	default:

@@ -166,6 +166,9 @@ func TestAStreamIsDecidedAgainWhenPoliciesChange(t *testing.T) {
 			for {
 				m := new(healthv1.HealthCheckRequest)
 				if err := ss.RecvMsg(m); err != nil {
+					if ss.RecvMsg(m) == nil {
+						t.Error("a handler that reads on is told what comes after the denial")
+					}
 					return err
 				}
 				if err := ss.SendMsg(m); err != nil {
@@ -205,6 +208,9 @@ func TestAStreamIsDecidedAgainWhenPoliciesChange(t *testing.T) {
 		t.Errorf("a stream that the new policy allows was ended: %v", err)
 	}
 	if err := e.Set(ctx, "test", rules(`allow if input.operation == "other"`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SendMsg(&healthv1.HealthCheckRequest{Service: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := say(); status.Code(err) != codes.PermissionDenied {
