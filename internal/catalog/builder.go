@@ -210,7 +210,7 @@ func (b *builder) indexRefs(namespace, service string) {
 // their ports (A47).
 func (b *builder) touch(id, namespace string) {
 	mark := func(_ string, i *Identity) bool {
-		if i.Namespace == namespace && i.has(id) {
+		if i.Namespace == namespace && i.Has(id) {
 			b.entries[i.Name] = true
 		}
 		return true
@@ -250,7 +250,7 @@ func (b *builder) portsOf(i *Identity) []boundPort {
 		for _, p := range s.Ports {
 			for _, e := range p.Endpoints {
 				for _, id := range e.IDs {
-					if i.has(id) {
+					if i.Has(id) {
 						ports = append(ports, boundPort{id, e.Node, e.Port, p.IdentityHeaders})
 					}
 				}

@@ -95,7 +95,7 @@ func identityConflicts(next *Snapshot, d *declared, i *Identity, blame func(*Ide
 	if i.pattern == nil {
 		next.byID.under(i.fixed+sep, func(_ string, other *Identity) bool { sameID(other); return true })
 		next.patterns.under("", func(_ string, other *Identity) bool {
-			if other.has(i.fixed) {
+			if other.Has(i.fixed) {
 				sameID(other)
 			}
 			return true
@@ -103,7 +103,7 @@ func identityConflicts(next *Snapshot, d *declared, i *Identity, blame func(*Ide
 	} else {
 		literal, _, _ := strings.Cut(resolve(next.TrustDomain, i.declared, sep), sep)
 		next.byID.under(literal, func(_ string, other *Identity) bool {
-			if i.has(other.fixed) {
+			if i.Has(other.fixed) {
 				sameID(other)
 			}
 			return true

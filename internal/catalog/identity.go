@@ -80,8 +80,8 @@ func (i *Identity) SPIFFEID(node string) string {
 	return resolve(i.trustDomain, i.declared, node)
 }
 
-// has reports whether id is this identity on some node.
-func (i *Identity) has(id string) bool {
+// Has reports whether id is this identity on some node.
+func (i *Identity) Has(id string) bool {
 	if i.pattern != nil {
 		return i.pattern.MatchString(id)
 	}

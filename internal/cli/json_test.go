@@ -106,8 +106,16 @@ func (a *admin) Revoke(r *adminv1.RevokeRequest, stream grpc.ServerStreamingServ
 	return stream.Send(p)
 }
 
-func (a *admin) Lift(context.Context, *adminv1.LiftRequest) (*adminv1.LiftResponse, error) {
-	return &adminv1.LiftResponse{Lifted: "spiffe://example.org/ns/default/sa/web is issued again"}, nil
+func (a *admin) Lift(r *adminv1.LiftRequest, stream grpc.ServerStreamingServer[adminv1.LiftProgress]) error {
+	p := &adminv1.LiftProgress{Lifted: r.SpiffeId + " is issued again", Missing: []string{"web-1/envoy/1"}, CommittedNanos: 1_200_000}
+	if err := stream.Send(p); err != nil {
+		return err
+	}
+	p.Done = true
+	if r.WaitMillis > 1 {
+		p.Missing = nil
+	}
+	return stream.Send(p)
 }
 
 func (a *admin) GetBundle(context.Context, *adminv1.GetBundleRequest) (*adminv1.GetBundleResponse, error) {
@@ -218,6 +226,7 @@ var shapes = []struct {
 	{"revoke", "", "revoke spiffe://example.org/ns/default/sa/web", 0},
 	{"revoke-incomplete", "", "revoke --node web-1", 1},
 	{"lift", "", "lift spiffe://example.org/ns/default/sa/web", 0},
+	{"lift-incomplete", "", "lift spiffe://example.org/ns/default/sa/web --wait 1ms", 1},
 	{"bundle-show", "", "bundle show", 0},
 	{"status", "", "status", 0},
 	{"status-node", "", "status --node", 0},

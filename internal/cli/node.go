@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -138,34 +140,69 @@ After that it attests anew, with a new token.`,
 	c.AddCommand(ban)
 	c.AddCommand(&cobra.Command{
 		Use: "unban NAME", Short: "Let a banned node attest again", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.nodeNames),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, "", args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, "", args[0], 0) },
 	})
 	return c
 }
 
 func liftCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var wait time.Duration
+	c := &cobra.Command{
 		Example: "  legation lift spiffe://example.org/ns/default/sa/ingestion",
 		Use:     "lift SPIFFE-ID", Short: "End the block that a revocation put on an identity", Args: cobra.ExactArgs(1), ValidArgsFunction: first(o.spiffeIDs()),
 		Long: `Lift lets an identity be issued again. Certificates that were revoked stay
-revoked: workloads get new ones.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, args[0], "") },
+revoked: workloads get new ones. The command waits until the connected nodes
+have acknowledged it, and until no Envoy of "legation-agent run" is seen to
+present a revoked certificate. Programs that hold no Envoy ask again by
+themselves.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return o.lift(cmd, args[0], "", wait) },
 	}
+	c.Flags().DurationVar(&wait, "wait", 10*time.Second, "how long to wait until the identity is served again")
+	return c
 }
 
-func (o *options) lift(cmd *cobra.Command, id, node string) error {
+func (o *options) lift(cmd *cobra.Command, id, node string, wait time.Duration) error {
 	if id == "" && node == "" {
 		return fault.New(fault.Invalid, "name a SPIFFE ID or a node")
 	}
 	return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
-		r, err := c.Lift(cmd.Context(), &adminv1.LiftRequest{TrustDomain: o.trustDomain, SpiffeId: id, Node: node})
+		stream, err := c.Lift(cmd.Context(), &adminv1.LiftRequest{TrustDomain: o.trustDomain, SpiffeId: id, Node: node, WaitMillis: wait.Milliseconds()})
 		if err != nil {
 			return err
 		}
-		if o.output == "json" || o.output == "yaml" {
-			return o.print(map[string]string{"lifted": r.Lifted}, table{})
+		var last *adminv1.LiftProgress
+		for last == nil || !last.Done {
+			p, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return errors.New("the server ended the call without an answer; see: legation status")
+			}
+			if err != nil {
+				return err
+			}
+			if last == nil && !p.Done {
+				fmt.Fprintf(o.errOut, "lifted after %s; waiting for those who enforce the block\n", millis(p.CommittedNanos))
+			}
+			last = p
 		}
-		fmt.Fprintln(o.out, r.Lifted)
-		return nil
+		incomplete := func() error {
+			if len(last.Missing) == 0 {
+				return nil
+			}
+			return fault.New(fault.Unavailable, "the block is lifted, and %d that enforced it did not follow within %s; see: legation status", len(last.Missing), wait)
+		}
+		if o.output == "json" || o.output == "yaml" {
+			err := o.print(liftView{last.Lifted, append([]string{}, last.Missing...)}, table{})
+			return errors.Join(err, incomplete())
+		}
+		fmt.Fprintln(o.out, last.Lifted)
+		for _, m := range last.Missing {
+			fmt.Fprintf(o.out, "missing        %s\n", m)
+		}
+		return incomplete()
 	})
+}
+
+type liftView struct {
+	Lifted  string   `json:"lifted"`
+	Missing []string `json:"missing"`
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/attest/node/registry"
@@ -137,6 +138,32 @@ func (p *pusher) block(list []*distribute.Resource, blocked map[string]bool) []*
 		out[i] = distribute.NewResource(r.Type, r.Name, body)
 	}
 	return out
+}
+
+// stillBlocked names the nodes on whose trust stream an entry of the identity
+// is blocked, or not yet acknowledged as it is now.
+func (p *pusher) stillBlocked(id string) []string {
+	var names []string
+	snapshot, _ := p.catalog.Snapshot()
+	snapshot.EachIdentity(func(i *catalog.Identity) bool {
+		if !i.Has(id) {
+			return true
+		}
+		for _, line := range p.engine.Statuses(distribute.Filter{Type: compile.TypeEntry, Name: i.Name}) {
+			name := strings.TrimPrefix(line.Subscriber, node.SubscriberID(""))
+			r := p.engine.Lookup([]distribute.Scope{node.NodeScope(name)}, compile.TypeEntry, i.Name)
+			var e nodev1.Entry
+			if r == nil || proto.Unmarshal(r.Body, &e) != nil || e.SpiffeId != id {
+				continue
+			}
+			if e.Blocked || line.Acked != r.Version {
+				names = append(names, name)
+			}
+		}
+		return true
+	})
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // subjects compiles proxies' configuration for the node door.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -164,8 +165,25 @@ func TestEachNodeIsPushedItsEntriesAlone(t *testing.T) {
 	is("a blocked one that is back", "two", map[string]bool{"default/two": false, "default/all": true})
 	d.join("three")
 	is("a node that joins while there is a block", "three", map[string]bool{"default/all": true})
+	sub := d.engine.Attach(distribute.SubscriberParams{ID: node.SubscriberID("three"), Scopes: []distribute.Scope{node.NodeScope("three")}})
+	defer sub.Close()
+	must(t, sub.Request(distribute.Request{Type: "entry"}))
+	still := func(what string, want ...string) {
+		t.Helper()
+		r, err := sub.Next(t.Context())
+		must(t, err)
+		if got := p.stillBlocked(id.String()); !slices.Equal(got, []string{"three"}) {
+			t.Errorf("%s is sent, and %q have not followed", what, got)
+		}
+		must(t, sub.Request(distribute.Request{Type: "entry", Nonce: r.Nonce}))
+		if got := p.stillBlocked(id.String()); !slices.Equal(got, want) {
+			t.Errorf("%s is acknowledged, and %q have not followed, want %q", what, got, want)
+		}
+	}
+	still("the block", "three")
 	must(t, d.authority.Lift(t.Context(), id, ""))
 	is("a block that is lifted", "three", map[string]bool{"default/all": false})
+	still("its end")
 
 	state, _ := d.authority.State()
 	eventually(t, "the trust of now", func() bool {

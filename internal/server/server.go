@@ -170,11 +170,11 @@ func (s *server) doors() {
 		},
 		Limits: nodeLimits(s.cfg.Limits), Log: s.log.With("part", "nodes"), Registerer: s.metrics, Version: version.Version,
 	})
+	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}
 	s.admin = admin.New(admin.Params{
-		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Connected: s.connected, Renewals: s.creds.renewals.list, Acks: s.acks,
+		TrustDomain: s.td, Catalog: s.catalog, Authority: s.authority, Journal: s.journal, Registry: s.registry, Tokens: tokens, Connected: s.connected, StillBlocked: s.pusher.stillBlocked, Renewals: s.creds.renewals.list, Acks: s.acks,
 		Engine: s.engine, Store: s.store, Clock: clock.System, Log: s.log.With("part", "admin"), Version: version.Version, Started: s.started,
 	})
-	s.pusher = &pusher{catalog: s.catalog, authority: s.authority, registry: s.registry, engine: s.engine, nodes: s.nodes, log: s.log.With("part", "push")}
 }
 
 // connected is which nodes are here, for people.

@@ -1745,10 +1745,12 @@ func (x *RevokeProgress) GetDone() bool {
 }
 
 type LiftRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	SpiffeId    string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Node        string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// How long to wait until the identity is served again, milliseconds; 0 is 5000.
+	WaitMillis    int64 `protobuf:"varint,4,opt,name=wait_millis,json=waitMillis,proto3" json:"wait_millis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1804,28 +1806,42 @@ func (x *LiftRequest) GetNode() string {
 	return ""
 }
 
-type LiftResponse struct {
+func (x *LiftRequest) GetWaitMillis() int64 {
+	if x != nil {
+		return x.WaitMillis
+	}
+	return 0
+}
+
+type LiftProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was lifted, in words.
-	Lifted        string `protobuf:"bytes,1,opt,name=lifted,proto3" json:"lifted,omitempty"`
+	Lifted string `protobuf:"bytes,1,opt,name=lifted,proto3" json:"lifted,omitempty"`
+	// Named: connected nodes that have not acknowledged it, and Envoys that
+	// were last seen to present a revoked certificate.
+	Missing []string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	// From the request's arrival to the store's commit, nanoseconds.
+	CommittedNanos int64 `protobuf:"varint,3,opt,name=committed_nanos,json=committedNanos,proto3" json:"committed_nanos,omitempty"`
+	// Nothing more will come.
+	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *LiftResponse) Reset() {
-	*x = LiftResponse{}
+func (x *LiftProgress) Reset() {
+	*x = LiftProgress{}
 	mi := &file_api_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *LiftResponse) String() string {
+func (x *LiftProgress) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*LiftResponse) ProtoMessage() {}
+func (*LiftProgress) ProtoMessage() {}
 
-func (x *LiftResponse) ProtoReflect() protoreflect.Message {
+func (x *LiftProgress) ProtoReflect() protoreflect.Message {
 	mi := &file_api_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1837,16 +1853,37 @@ func (x *LiftResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use LiftResponse.ProtoReflect.Descriptor instead.
-func (*LiftResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use LiftProgress.ProtoReflect.Descriptor instead.
+func (*LiftProgress) Descriptor() ([]byte, []int) {
 	return file_api_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
-func (x *LiftResponse) GetLifted() string {
+func (x *LiftProgress) GetLifted() string {
 	if x != nil {
 		return x.Lifted
 	}
 	return ""
+}
+
+func (x *LiftProgress) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *LiftProgress) GetCommittedNanos() int64 {
+	if x != nil {
+		return x.CommittedNanos
+	}
+	return 0
+}
+
+func (x *LiftProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
 }
 
 type GetBundleRequest struct {
@@ -2530,13 +2567,18 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\x12connections_closed\x18\v \x01(\rR\x11connectionsClosed\x12-\n" +
 	"\x12connections_failed\x18\f \x01(\rR\x11connectionsFailed\x12+\n" +
 	"\x11connections_nanos\x18\r \x01(\x03R\x10connectionsNanos\x12\x12\n" +
-	"\x04done\x18\x0e \x01(\bR\x04done\"a\n" +
+	"\x04done\x18\x0e \x01(\bR\x04done\"\x82\x01\n" +
 	"\vLiftRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"&\n" +
-	"\fLiftResponse\x12\x16\n" +
-	"\x06lifted\x18\x01 \x01(\tR\x06lifted\"5\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1f\n" +
+	"\vwait_millis\x18\x04 \x01(\x03R\n" +
+	"waitMillis\"}\n" +
+	"\fLiftProgress\x12\x16\n" +
+	"\x06lifted\x18\x01 \x01(\tR\x06lifted\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\x12'\n" +
+	"\x0fcommitted_nanos\x18\x03 \x01(\x03R\x0ecommittedNanos\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"5\n" +
 	"\x10GetBundleRequest\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\"z\n" +
 	"\x11GetBundleResponse\x120\n" +
@@ -2583,7 +2625,7 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\fBehindStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x127\n" +
 	"\x05state\x18\x02 \x01(\v2!.legation.node.v1.SubscriberStateR\x05state\x12%\n" +
-	"\x0ewanted_version\x18\x03 \x01(\tR\rwantedVersion2\xa2\b\n" +
+	"\x0ewanted_version\x18\x03 \x01(\tR\rwantedVersion2\xa4\b\n" +
 	"\x05Admin\x12V\n" +
 	"\x05Apply\x12\x1f.legation.admin.v1.ApplyRequest\x1a .legation.admin.v1.ApplyResponse\"\n" +
 	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x02\x12P\n" +
@@ -2600,9 +2642,9 @@ const file_api_admin_v1_admin_proto_rawDesc = "" +
 	"\x10ListCertificates\x12*.legation.admin.v1.ListCertificatesRequest\x1a+.legation.admin.v1.ListCertificatesResponse\"\n" +
 	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12[\n" +
 	"\x06Revoke\x12 .legation.admin.v1.RevokeRequest\x1a!.legation.admin.v1.RevokeProgress\"\n" +
-	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x030\x01\x12S\n" +
-	"\x04Lift\x12\x1e.legation.admin.v1.LiftRequest\x1a\x1f.legation.admin.v1.LiftResponse\"\n" +
-	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x03\x12b\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x030\x01\x12U\n" +
+	"\x04Lift\x12\x1e.legation.admin.v1.LiftRequest\x1a\x1f.legation.admin.v1.LiftProgress\"\n" +
+	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x030\x01\x12b\n" +
 	"\tGetBundle\x12#.legation.admin.v1.GetBundleRequest\x1a$.legation.admin.v1.GetBundleResponse\"\n" +
 	"\xb2\x93\x19\x02\x05\x06\xb8\x93\x19\x01\x12Y\n" +
 	"\x06Status\x12 .legation.admin.v1.StatusRequest\x1a!.legation.admin.v1.StatusResponse\"\n" +
@@ -2645,7 +2687,7 @@ var file_api_admin_v1_admin_proto_goTypes = []any{
 	(*RevokeRequest)(nil),            // 20: legation.admin.v1.RevokeRequest
 	(*RevokeProgress)(nil),           // 21: legation.admin.v1.RevokeProgress
 	(*LiftRequest)(nil),              // 22: legation.admin.v1.LiftRequest
-	(*LiftResponse)(nil),             // 23: legation.admin.v1.LiftResponse
+	(*LiftProgress)(nil),             // 23: legation.admin.v1.LiftProgress
 	(*GetBundleRequest)(nil),         // 24: legation.admin.v1.GetBundleRequest
 	(*GetBundleResponse)(nil),        // 25: legation.admin.v1.GetBundleResponse
 	(*StatusRequest)(nil),            // 26: legation.admin.v1.StatusRequest
@@ -2693,7 +2735,7 @@ var file_api_admin_v1_admin_proto_depIdxs = []int32{
 	16, // 32: legation.admin.v1.Admin.BanNode:output_type -> legation.admin.v1.BanNodeResponse
 	18, // 33: legation.admin.v1.Admin.ListCertificates:output_type -> legation.admin.v1.ListCertificatesResponse
 	21, // 34: legation.admin.v1.Admin.Revoke:output_type -> legation.admin.v1.RevokeProgress
-	23, // 35: legation.admin.v1.Admin.Lift:output_type -> legation.admin.v1.LiftResponse
+	23, // 35: legation.admin.v1.Admin.Lift:output_type -> legation.admin.v1.LiftProgress
 	25, // 36: legation.admin.v1.Admin.GetBundle:output_type -> legation.admin.v1.GetBundleResponse
 	27, // 37: legation.admin.v1.Admin.Status:output_type -> legation.admin.v1.StatusResponse
 	27, // [27:38] is the sub-list for method output_type

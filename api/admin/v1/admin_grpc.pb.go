@@ -59,8 +59,9 @@ type AdminClient interface {
 	// Revoke takes certificates or an identity away and streams who enforces
 	// it. Role: security.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RevokeProgress], error)
-	// Lift ends a block that a revocation of an identity or a ban set. Role: security.
-	Lift(ctx context.Context, in *LiftRequest, opts ...grpc.CallOption) (*LiftResponse, error)
+	// Lift ends a block that a revocation of an identity or a ban set, and
+	// streams who still enforces it. Role: security.
+	Lift(ctx context.Context, in *LiftRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LiftProgress], error)
 	// GetBundle returns the trust bundle. Role: viewer.
 	GetBundle(ctx context.Context, in *GetBundleRequest, opts ...grpc.CallOption) (*GetBundleResponse, error)
 	// Status tells what runs, what is attached and what is behind. Role: viewer.
@@ -164,15 +165,24 @@ func (c *adminClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_RevokeClient = grpc.ServerStreamingClient[RevokeProgress]
 
-func (c *adminClient) Lift(ctx context.Context, in *LiftRequest, opts ...grpc.CallOption) (*LiftResponse, error) {
+func (c *adminClient) Lift(ctx context.Context, in *LiftRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LiftProgress], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(LiftResponse)
-	err := c.cc.Invoke(ctx, Admin_Lift_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_Lift_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[LiftRequest, LiftProgress]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_LiftClient = grpc.ServerStreamingClient[LiftProgress]
 
 func (c *adminClient) GetBundle(ctx context.Context, in *GetBundleRequest, opts ...grpc.CallOption) (*GetBundleResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -216,8 +226,9 @@ type AdminServer interface {
 	// Revoke takes certificates or an identity away and streams who enforces
 	// it. Role: security.
 	Revoke(*RevokeRequest, grpc.ServerStreamingServer[RevokeProgress]) error
-	// Lift ends a block that a revocation of an identity or a ban set. Role: security.
-	Lift(context.Context, *LiftRequest) (*LiftResponse, error)
+	// Lift ends a block that a revocation of an identity or a ban set, and
+	// streams who still enforces it. Role: security.
+	Lift(*LiftRequest, grpc.ServerStreamingServer[LiftProgress]) error
 	// GetBundle returns the trust bundle. Role: viewer.
 	GetBundle(context.Context, *GetBundleRequest) (*GetBundleResponse, error)
 	// Status tells what runs, what is attached and what is behind. Role: viewer.
@@ -256,8 +267,8 @@ func (UnimplementedAdminServer) ListCertificates(context.Context, *ListCertifica
 func (UnimplementedAdminServer) Revoke(*RevokeRequest, grpc.ServerStreamingServer[RevokeProgress]) error {
 	return status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
-func (UnimplementedAdminServer) Lift(context.Context, *LiftRequest) (*LiftResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Lift not implemented")
+func (UnimplementedAdminServer) Lift(*LiftRequest, grpc.ServerStreamingServer[LiftProgress]) error {
+	return status.Error(codes.Unimplemented, "method Lift not implemented")
 }
 func (UnimplementedAdminServer) GetBundle(context.Context, *GetBundleRequest) (*GetBundleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetBundle not implemented")
@@ -423,23 +434,16 @@ func _Admin_Revoke_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_RevokeServer = grpc.ServerStreamingServer[RevokeProgress]
 
-func _Admin_Lift_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(LiftRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Admin_Lift_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(LiftRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(AdminServer).Lift(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Admin_Lift_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AdminServer).Lift(ctx, req.(*LiftRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(AdminServer).Lift(m, &grpc.GenericServerStream[LiftRequest, LiftProgress]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_LiftServer = grpc.ServerStreamingServer[LiftProgress]
 
 func _Admin_GetBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetBundleRequest)
@@ -513,10 +517,6 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_ListCertificates_Handler,
 		},
 		{
-			MethodName: "Lift",
-			Handler:    _Admin_Lift_Handler,
-		},
-		{
 			MethodName: "GetBundle",
 			Handler:    _Admin_GetBundle_Handler,
 		},
@@ -529,6 +529,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Revoke",
 			Handler:       _Admin_Revoke_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Lift",
+			Handler:       _Admin_Lift_Handler,
 			ServerStreams: true,
 		},
 	},

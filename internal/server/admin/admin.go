@@ -44,6 +44,9 @@ type Params struct {
 	Tokens      *jointoken.Tokens
 	// Connected lists the nodes that are connected to this replica.
 	Connected func() []Presence
+	// StillBlocked names the nodes that are connected to this replica and
+	// have not acknowledged that an identity is not blocked any more.
+	StillBlocked func(spiffeID string) []string
 	// Renewals lists the certificates that this replica renews for itself;
 	// nil: none.
 	Renewals func() []*renewal.Certificate

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,11 +39,14 @@ type office struct {
 	t     *testing.T
 	clock *clock.Skewed
 	here  []Presence
+	// blocked are the nodes that have not heard of a lift.
+	blocked atomic.Pointer[[]string]
 }
 
 func newOffice(t *testing.T) *office {
 	t.Helper()
 	o := &office{t: t, clock: &clock.Skewed{}}
+	o.blocked.Store(new([]string))
 	st := memory.New()
 	t.Cleanup(func() { _ = st.Close() })
 	kek, err := file.OpenKEK(durable.OS, filepath.Join(t.TempDir(), "kek"), true)
@@ -65,7 +69,7 @@ func newOffice(t *testing.T) *office {
 	o.Server = New(Params{
 		TrustDomain: domain, Catalog: declared, Authority: authority, Journal: journal, Registry: nodes,
 		Tokens:    jointoken.New(jointoken.Params{Store: st, TrustDomain: domain, Clock: o.clock}),
-		Connected: func() []Presence { return o.here }, Acks: acks.New(acks.Params{}), Engine: distribute.New(distribute.Params{}),
+		Connected: func() []Presence { return o.here }, StillBlocked: func(string) []string { return *o.blocked.Load() }, Acks: acks.New(acks.Params{}), Engine: distribute.New(distribute.Params{}),
 		Store: st, Clock: o.clock, Log: slog.New(slog.DiscardHandler), Version: "test", Started: time.Now(),
 	})
 	return o

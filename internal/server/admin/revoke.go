@@ -63,12 +63,7 @@ func (s *Server) revoke(ctx context.Context, req *adminv1.RevokeRequest, send fu
 	committed := time.Since(arrived)
 	s.audit(ctx, "revoked", "id", revocation.Id, "spiffe_id", req.SpiffeId, "node", req.Node, "serial", r.Serial, "serials", len(revocation.Serials), "reason", req.Reason)
 
-	wait := time.Duration(req.WaitMillis) * time.Millisecond
-	if wait <= 0 {
-		wait = defaultWait
-	}
-	wait = min(wait, maxWait)
-	deadline := time.NewTimer(wait)
+	deadline := time.NewTimer(waitFor(req.WaitMillis))
 	defer deadline.Stop()
 	f := following{deadline: deadline.C}
 	var last *adminv1.RevokeProgress
@@ -100,6 +95,14 @@ func (s *Server) revoke(ctx context.Context, req *adminv1.RevokeRequest, send fu
 			return send(p)
 		}
 	}
+}
+
+// waitFor is how long a caller wants to wait, within bounds.
+func waitFor(millis int64) time.Duration {
+	if millis <= 0 {
+		return defaultWait
+	}
+	return min(time.Duration(millis)*time.Millisecond, maxWait)
 }
 
 // mayRevoke narrows a role that is bound to namespaces: it is enough for what
@@ -249,36 +252,94 @@ func (s *Server) BanNode(ctx context.Context, req *adminv1.BanNodeRequest) (*adm
 	return answer(ctx, s, "ban node", r, err)
 }
 
-// Lift ends a block.
-func (s *Server) Lift(ctx context.Context, req *adminv1.LiftRequest) (*adminv1.LiftResponse, error) {
-	r, err := func() (*adminv1.LiftResponse, error) {
-		if err := s.checkTrustDomain(req.TrustDomain); err != nil {
-			return nil, err
+// Lift ends a block, and streams who still enforces it until nobody does or
+// the wait is over.
+func (s *Server) Lift(req *adminv1.LiftRequest, stream adminv1.Admin_LiftServer) error {
+	_, err := answer(stream.Context(), s, "lift", struct{}{}, s.lift(stream.Context(), req, stream.Send))
+	return err
+}
+
+func (s *Server) lift(ctx context.Context, req *adminv1.LiftRequest, send func(*adminv1.LiftProgress) error) error {
+	arrived := time.Now()
+	if err := s.checkTrustDomain(req.TrustDomain); err != nil {
+		return err
+	}
+	if req.Node != "" {
+		if err := s.liftNode(ctx, req.Node); err != nil {
+			return err
 		}
-		actor := callers.FromContext(ctx).String()
-		if req.Node != "" {
-			blocked := s.p.Authority.Lift(ctx, spiffeid.ID{}, req.Node)
-			if blocked != nil && !fault.Is(blocked, fault.NotFound) {
-				return nil, blocked
+		return send(&adminv1.LiftProgress{
+			Lifted: fmt.Sprintf("node %s may attest again with a new token: legation token create --node %s", req.Node, req.Node), CommittedNanos: time.Since(arrived).Nanoseconds(), Done: true,
+		})
+	}
+	id, err := spiffeid.FromString(req.SpiffeId)
+	if err != nil {
+		return fault.New(fault.Invalid, "%q is not a SPIFFE ID: %w", req.SpiffeId, err)
+	}
+	if err := s.p.Authority.Lift(ctx, id, ""); err != nil {
+		return err
+	}
+	committed := time.Since(arrived)
+	s.audit(ctx, "block lifted", "spiffe_id", id.String())
+
+	deadline := time.NewTimer(waitFor(req.WaitMillis))
+	defer deadline.Stop()
+	f := following{deadline: deadline.C}
+	var last *adminv1.LiftProgress
+	for over := false; ; {
+		changed, pause := s.p.Acks.Watch(), time.After(maxPause) // nodes' own acknowledgements wake nobody
+		p := &adminv1.LiftProgress{
+			Lifted:  fmt.Sprintf("%s is issued again; its revoked certificates stay revoked", id),
+			Missing: s.notServed(id.String()), CommittedNanos: committed.Nanoseconds(),
+		}
+		p.Done = over || len(p.Missing) == 0
+		if last == nil || !proto.Equal(p, last) {
+			if err := send(p); err != nil {
+				return err
 			}
-			// A node that was revoked and not banned has its block alone.
-			if _, err := s.p.Registry.Lift(ctx, req.Node, actor); err != nil && blocked != nil {
-				return nil, err
-			}
-			s.audit(ctx, "node unbanned", "node", req.Node)
-			return &adminv1.LiftResponse{Lifted: fmt.Sprintf("node %s may attest again with a new token: legation token create --node %s", req.Node, req.Node)}, nil
+			last = p
 		}
-		id, err := spiffeid.FromString(req.SpiffeId)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "%q is not a SPIFFE ID: %w", req.SpiffeId, err)
+		if p.Done {
+			return nil
 		}
-		if err := s.p.Authority.Lift(ctx, id, ""); err != nil {
-			return nil, err
+		if over, err = f.wait(ctx, changed, pause); err != nil {
+			return err
 		}
-		s.audit(ctx, "block lifted", "spiffe_id", id.String())
-		return &adminv1.LiftResponse{Lifted: fmt.Sprintf("%s is issued again; its revoked certificates stay revoked", id)}, nil
-	}()
-	return answer(ctx, s, "lift", r, err)
+	}
+}
+
+// notServed names who still enforces a block that is lifted: connected nodes
+// that were not told or have not acknowledged it, and Envoys that were last
+// seen to present a revoked certificate.
+func (s *Server) notServed(id string) []string {
+	var list []string
+	for _, node := range s.p.StillBlocked(id) {
+		list = append(list, node+" (the node)")
+	}
+	state, _ := s.p.Authority.State()
+	for _, sub := range s.p.Acks.Subscribers("") {
+		if sub.SPIFFEID != id || sub.Away || sub.Served == nil {
+			continue
+		}
+		if _, revoked := state.Revoked(sub.Served.Serial); revoked {
+			list = append(list, sub.Node+"/"+sub.Name)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (s *Server) liftNode(ctx context.Context, node string) error {
+	blocked := s.p.Authority.Lift(ctx, spiffeid.ID{}, node)
+	if blocked != nil && !fault.Is(blocked, fault.NotFound) {
+		return blocked
+	}
+	// A node that was revoked and not banned has its block alone.
+	if _, err := s.p.Registry.Lift(ctx, node, callers.FromContext(ctx).String()); err != nil && blocked != nil {
+		return err
+	}
+	s.audit(ctx, "node unbanned", "node", node)
+	return nil
 }
 
 // presence is which nodes are connected, by name.

@@ -226,9 +226,8 @@ func TestABannedNodeLosesWhatItHoldsUntilTheBanIsLifted(t *testing.T) {
 	if _, err := o.CreateToken(owner(t), &adminv1.CreateTokenRequest{Node: "node-1"}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "unban") {
 		t.Errorf("a token for a banned node: %v", err)
 	}
-	l, err := o.Lift(owner(t), &adminv1.LiftRequest{Node: "node-1"})
-	must(t, err)
-	if !strings.Contains(l.Lifted, "legation token create --node node-1") {
+	l := o.lifted(&adminv1.LiftRequest{Node: "node-1"})
+	if !l.Done || !strings.Contains(l.Lifted, "legation token create --node node-1") {
 		t.Errorf("what comes next is not told: %s", l.Lifted)
 	}
 	if state, _ := o.p.Authority.State(); state.BlockedNodes["node-1"] {
@@ -248,16 +247,74 @@ func TestABlockIsLiftedAndTheRevokedStayRevoked(t *testing.T) {
 	if !slices.ContainsFunc(r.Problems, func(p string) bool { return strings.Contains(p, "legation lift "+web) }) {
 		t.Errorf("status does not tell of the block: %q", r.Problems)
 	}
-	_, err = o.Lift(owner(t), &adminv1.LiftRequest{SpiffeId: web})
-	must(t, err)
+	if l := o.lifted(&adminv1.LiftRequest{SpiffeId: web}); !l.Done || len(l.Missing) > 0 {
+		t.Errorf("nobody enforces it, and the last word is %v", l)
+	}
 	state, _ := o.p.Authority.State()
 	if _, revoked := state.Revoked(serial); !revoked || state.Blocked[web] {
 		t.Error("the certificate is good again, or the identity is blocked still")
 	}
 	o.issue(ca.ProfileWorkload, web, "retail", "node-1")
 	for _, req := range []*adminv1.LiftRequest{{SpiffeId: web}, {SpiffeId: "nonsense"}, {}, {Node: "nobody"}} {
-		if _, err := o.Lift(owner(t), req); err == nil {
+		if err := o.lift(owner(t), req, func(*adminv1.LiftProgress) error { return nil }); err == nil {
 			t.Errorf("lifted what is not blocked: %v", req)
 		}
+	}
+}
+
+// lifted lifts and returns the last word.
+func (o *office) lifted(req *adminv1.LiftRequest) (last *adminv1.LiftProgress) {
+	o.t.Helper()
+	must(o.t, o.lift(owner(o.t), req, func(p *adminv1.LiftProgress) error { last = p; return nil }))
+	return last
+}
+
+func TestALiftIsFollowedUntilTheIdentityIsServedAgain(t *testing.T) {
+	o := newOffice(t)
+	serial := o.issue(ca.ProfileWorkload, web, "retail", "node-1")
+	presents := func(s *acks.Session, subscriber, serial string) {
+		must(t, holds(s, subscriber, 1))
+		must(t, s.Apply(&nodev1.ReportRequest{Served: []*nodev1.ServedCertificate{{Subscriber: subscriber, SpiffeId: web, Serial: serial}}}))
+	}
+	one, gone := o.p.Acks.Open("node-1"), o.p.Acks.Open("node-2")
+	presents(one, "envoy/a", serial)
+	presents(one, "envoy/b", serial)
+	presents(gone, "envoy/c", serial)
+	must(t, holds(one, "sds/1/1", 1)) // presents what nobody has seen
+	gone.Close()
+	must(t, o.takeAway(owner(t), &adminv1.RevokeRequest{SpiffeId: web, WaitMillis: 1}))
+	o.blocked.Store(&[]string{"node-1"})
+
+	said, done := make(chan *adminv1.LiftProgress, 100), make(chan error, 1)
+	go func() {
+		done <- o.lift(owner(t), &adminv1.LiftRequest{SpiffeId: web, WaitMillis: 60_000}, func(p *adminv1.LiftProgress) error { said <- p; return nil })
+	}()
+	is := func(done bool, missing ...string) {
+		t.Helper()
+		if p := <-said; p.Done != done || !slices.Equal(p.Missing, missing) || p.CommittedNanos <= 0 {
+			t.Fatalf("said %v, want %q missing", p, missing)
+		}
+	}
+	is(false, "node-1 (the node)", "node-1/envoy/a", "node-1/envoy/b")
+	o.blocked.Store(new([]string)) // nothing else wakes the wait
+	is(false, "node-1/envoy/a", "node-1/envoy/b")
+	presents(one, "envoy/b", o.issue(ca.ProfileWorkload, web, "retail", "node-1"))
+	is(false, "node-1/envoy/a")
+	presents(one, "envoy/a", o.issue(ca.ProfileWorkload, web, "retail", "node-1"))
+	is(true)
+	must(t, <-done)
+}
+
+func TestTheWaitForALiftIsBounded(t *testing.T) {
+	o := newOffice(t)
+	o.issue(ca.ProfileWorkload, web, "retail", "node-1")
+	must(t, o.takeAway(owner(t), &adminv1.RevokeRequest{SpiffeId: web, WaitMillis: 1}))
+	o.blocked.Store(&[]string{"node-1"})
+	last := o.lifted(&adminv1.LiftRequest{SpiffeId: web, WaitMillis: 50})
+	if !last.Done || !slices.Equal(last.Missing, []string{"node-1 (the node)"}) {
+		t.Errorf("the last word is %v", last)
+	}
+	if state, _ := o.p.Authority.State(); state.Blocked[web] {
+		t.Error("it is blocked still")
 	}
 }
