@@ -19,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -105,7 +104,8 @@ func Main(ctx context.Context, root *cobra.Command) int {
 }
 
 // dial connects to "unix://PATH" or, with the caller's own SVID, to HOST:PORT.
-func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) {
+// What it has to wait for it says on talk.
+func dial(ctx context.Context, target string, talk io.Writer) (*grpc.ClientConn, func(), error) {
 	if path, ok := strings.CutPrefix(target, "unix://"); ok {
 		if err := reach(ctx, path); err != nil {
 			return nil, nil, err
@@ -116,14 +116,17 @@ func dial(ctx context.Context, target string) (*grpc.ClientConn, func(), error) 
 		}
 		return conn, func() { conn.Close() }, nil
 	}
+	if err := checkAddress(target); err != nil {
+		return nil, nil, err
+	}
 	if os.Getenv("SPIFFE_ENDPOINT_SOCKET") == "" {
 		return nil, nil, fault.New(fault.Invalid, "--server %s needs an operator's SVID: set SPIFFE_ENDPOINT_SOCKET to the agent's socket, or use unix://PATH on the server's machine", target)
 	}
-	first, stop := context.WithTimeout(ctx, answerWithin)
+	first, stop := context.WithTimeout(ctx, identityWithin)
 	defer stop()
-	source, err := workloadapi.NewX509Source(first)
+	source, err := operatorSource(first, talk)
 	if err != nil {
-		return nil, nil, fault.New(fault.Unavailable, "get the operator's SVID from %s: %w\ntry: declare a WorkloadIdentity for this user (legation why --selector unix:uid:%d says what is near), or use unix://PATH on the server's machine", os.Getenv("SPIFFE_ENDPOINT_SOCKET"), err, os.Getuid())
+		return nil, nil, err
 	}
 	own, err := source.GetX509SVID()
 	if err != nil {
@@ -167,7 +170,7 @@ func callOptions() []grpc.DialOption {
 
 // admin calls f with a client of the control plane.
 func (o *options) admin(ctx context.Context, f func(adminv1.AdminClient) error) error {
-	conn, done, err := dial(ctx, o.server)
+	conn, done, err := dial(ctx, o.server, o.errOut)
 	if err != nil {
 		return err
 	}
@@ -177,7 +180,7 @@ func (o *options) admin(ctx context.Context, f func(adminv1.AdminClient) error) 
 
 // local calls f with a client of this machine's agent.
 func (o *options) local(ctx context.Context, f func(localv1.AgentAdminClient) error) error {
-	conn, done, err := dial(ctx, o.agent)
+	conn, done, err := dial(ctx, o.agent, o.errOut)
 	if err != nil {
 		return err
 	}

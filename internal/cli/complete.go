@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,7 @@ func (o *options) ask(c *cobra.Command, typed string, f func(context.Context, ad
 	}
 	ctx, cancel := context.WithTimeout(ctx, completeWithin)
 	defer cancel()
+	o.errOut = io.Discard
 	var names []string
 	err := o.admin(ctx, func(client adminv1.AdminClient) (err error) {
 		names, err = f(ctx, client)
