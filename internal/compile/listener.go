@@ -31,6 +31,10 @@ func address(a netip.AddrPort) *corev3.Address {
 func listener(name string, direction corev3.TrafficDirection, stat string, at ...netip.AddrPort) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name: name, Address: address(at[0]), StatPrefix: stat, TrafficDirection: direction,
+		// By default every worker binds for itself with SO_REUSEPORT, and so may
+		// any other program of this user: it would get some of the connections,
+		// and two Envoys would take them in turn. The workers share one socket.
+		EnableReusePort: wrapperspb.Bool(false),
 		// A peer that vanished is noticed: nothing else ends idle connections.
 		TcpKeepalive: keepalive(),
 	}

@@ -154,6 +154,27 @@ func (a *Admin) Stats(ctx context.Context, filter string) (map[string]uint64, er
 	return out, nil
 }
 
+// Listeners are the names of those that Envoy accepts on.
+func (a *Admin) Listeners(ctx context.Context) ([]string, error) {
+	var b strings.Builder
+	if err := a.do(ctx, http.MethodGet, "/listeners", url.Values{"format": {"json"}}, &b); err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Statuses []struct {
+			Name string `json:"name"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal([]byte(b.String()), &answer); err != nil {
+		return nil, fmt.Errorf("read Envoy's listeners: %w", err)
+	}
+	names := make([]string, len(answer.Statuses))
+	for i, l := range answer.Statuses {
+		names[i] = l.Name
+	}
+	return names, nil
+}
+
 // Served is a certificate that Envoy holds and presents.
 type Served struct {
 	Serial    string // as Serial normalises

@@ -172,7 +172,7 @@ func (s *session) read(ctx context.Context) error {
 	for {
 		r, err := s.stream.Recv()
 		if err != nil {
-			return fault.New(fault.Unavailable, "the agent ended the session: %w", err)
+			return fault.New(fault.Unavailable, "the agent ended the session: %s", status.Convert(err).Message())
 		}
 		switch m := r.Message.(type) {
 		case *localv1.SessionResponse_Ready:

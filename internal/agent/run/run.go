@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -313,7 +314,10 @@ func (s *session) serving(ctx context.Context) error {
 		return err
 	}
 	for {
-		stats, err := s.proxy.Stats(ctx, `^listener_manager\.(total_listeners_(active|warming)|workers_started)$`)
+		stats, err := s.proxy.Stats(ctx, `^listener_manager\.(total_listeners_(active|warming)|workers_started|listener_create_failure)$`)
+		if err == nil && stats["listener_manager.listener_create_failure"] > 0 {
+			return s.deaf(ctx)
+		}
 		if err == nil && stats["listener_manager.total_listeners_active"] > 0 && stats["listener_manager.total_listeners_warming"] == 0 && stats["listener_manager.workers_started"] == 1 {
 			return nil
 		}
@@ -323,6 +327,33 @@ func (s *session) serving(ctx context.Context) error {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
+}
+
+// deaf says where Envoy does not listen although it took its configuration:
+// Linux lets two bind one address as long as neither listens there.
+func (s *session) deaf(ctx context.Context) error {
+	names, err := s.proxy.Listeners(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	look := func(direction, at string) {
+		if !slices.Contains(names, direction+"|"+at) {
+			missing = append(missing, at)
+		}
+	}
+	if s.Mode == nodev1.Mode_MODE_EXPLICIT {
+		for _, in := range s.Inbound {
+			look("inbound", in.Listen)
+		}
+		for _, out := range s.Outbound {
+			look("outbound", out.Listen)
+		}
+	}
+	if len(missing) == 0 {
+		return fault.New(fault.Unavailable, "Envoy does not listen where it has to; what it logged above says why")
+	}
+	return fault.New(fault.Conflict, "%s was taken by another program just now; give another port, or see which: ss -ltnp", strings.Join(missing, ", "))
 }
 
 // wait forwards signals until the program ends, then drains.

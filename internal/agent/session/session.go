@@ -37,6 +37,7 @@ type session struct {
 	dir    string
 	log    *slog.Logger
 	out    chan *localv1.SessionResponse // written to the stream by one goroutine
+	cancel context.CancelCauseFunc       // ends it; the cause is what the parent is told
 
 	resumed    bool          // an agent that has ended left it; record says what
 	configured chan struct{} // one token: a change of the configuration came in

@@ -71,7 +71,7 @@ func (sn *session) status(st distribute.Status) {
 		sn.lookSoon()
 	}
 	if st.Error != "" {
-		sn.warn("Envoy refuses " + st.Name + ": " + st.Error)
+		sn.refused(st)
 	}
 	sn.server.p.Link.Report(&nodev1.ReportRequest{States: []*nodev1.SubscriberState{line}})
 	if ready {
@@ -80,6 +80,22 @@ func (sn *session) status(st distribute.Status) {
 			sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Ready{Ready: &localv1.Ready{}}})
 		})
 	}
+}
+
+// refused tells the parent what its Envoy does not take. A port that cannot
+// be had ends a session whose program has not started: it would wait in vain.
+func (sn *session) refused(st distribute.Status) {
+	text := "Envoy refuses " + st.Name + ": " + st.Error
+	select {
+	case <-sn.ready:
+	default:
+		if err := sn.unbound(st.Error); err != nil && !sn.runs() {
+			sn.log.Warn(text)
+			sn.cancel(err)
+			return
+		}
+	}
+	sn.warn(text)
 }
 
 // isReadyLocked: Envoy acknowledged every listener and the two secrets that
