@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -287,6 +288,9 @@ func listen(key, address string) (net.Listener, error) {
 		return nil, nil
 	}
 	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fault.New(fault.Invalid, "%s: %w\ntry: see which program has it (ss -ltnp) and end it, or choose another address with --%s", key, err, strings.ReplaceAll(key, ".", "-"))
+	}
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: %w", key, err)
 	}

@@ -131,6 +131,12 @@ func TestAPortInUseEndsItAndIsNamed(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), key) {
 				t.Errorf("%v does not name %s", err, key)
 			}
+			if next := "ss -ltnp) and end it, or choose another address with --" + key; key != "adminSocket" && !strings.Contains(err.Error(), next) {
+				t.Errorf("%v does not say what to do", err)
+			}
+			if made, _ := filepath.Glob(filepath.Join(c.DataDir, "*")); len(made) > 0 {
+				t.Errorf("it has made %v", made)
+			}
 			goleak.VerifyNone(t, before)
 			// What it had opened is free again.
 			good := configFor(t)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -50,12 +51,76 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) (err e
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	d, err := bind(cfg)
+	if err != nil {
+		return err
+	}
+	defer d.close()
 	s, err := open(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	return s.run(ctx, ready)
+	return s.run(ctx, d, ready)
+}
+
+// bound are the addresses a control plane listens at.
+type bound struct {
+	agents, people *cutoff.Listener
+	metrics        net.Listener // may be nil
+}
+
+// bind comes before anything is made: who finds an address in use has done
+// nothing. Who calls meanwhile waits.
+func bind(cfg Config) (_ *bound, err error) {
+	d := &bound{}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	tcp, err := listen("listen", cfg.Listen)
+	if err != nil {
+		return nil, err
+	}
+	d.agents = cutoff.New(tcp)
+	if cfg.Metrics != "" {
+		if d.metrics, err = listen("metrics", cfg.Metrics); err != nil {
+			return nil, err
+		}
+	}
+	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil { // the socket may be in it
+		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
+	}
+	local, err := unixsocket.Listen(cfg.AdminSocket, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("adminSocket: %w", err)
+	}
+	d.people = cutoff.New(local)
+	return d, nil
+}
+
+func listen(key, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fault.New(fault.Invalid, "%s: %w\ntry: see which program has it (ss -ltnp) and end it, or choose another address with --%s", key, err, key)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%s: %w", key, err)
+	}
+	return l, nil
+}
+
+func (d *bound) close() {
+	if d.agents != nil {
+		d.agents.Close()
+	}
+	if d.people != nil {
+		d.people.Close()
+	}
+	if d.metrics != nil {
+		d.metrics.Close()
+	}
 }
 
 // server is an assembled control plane.
@@ -82,9 +147,6 @@ type server struct {
 
 func open(ctx context.Context, cfg Config, log *slog.Logger) (_ *server, err error) {
 	s := &server{cfg: cfg, log: log, td: spiffeid.RequireTrustDomainFromString(cfg.TrustDomain), started: time.Now(), metrics: telemetry.NewRegistry("legation"), talk: telemetry.NewSampler(10, time.Minute)}
-	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
-	}
 	if s.store, err = etcd.Open(ctx, etcd.Config{Dir: filepath.Join(cfg.DataDir, "store"), Log: log.With("part", "store")}); err != nil {
 		return nil, err
 	}
@@ -187,7 +249,7 @@ func (s *server) connected() []admin.Presence {
 	return out
 }
 
-func (s *server) run(ctx context.Context, ready func()) error {
+func (s *server) run(ctx context.Context, d *bound, ready func()) error {
 	matrix, err := callers.New([]protoreflect.FileDescriptor{nodev1.File_api_node_v1_node_proto, adminv1.File_api_admin_v1_admin_proto}, callers.Health)
 	if err != nil {
 		return err
@@ -195,26 +257,6 @@ func (s *server) run(ctx context.Context, ready func()) error {
 	refused := func(_ context.Context, method string, i callers.Identity, err error) {
 		s.refused("call refused", method+" "+i.String(), "method", method, "caller", i.String(), "error", err)
 	}
-	tcp, err := net.Listen("tcp", s.cfg.Listen)
-	if err != nil {
-		return fault.New(fault.Invalid, "listen: %w", err)
-	}
-	agents := cutoff.New(tcp)
-	defer agents.Close()
-	local, err := unixsocket.Listen(s.cfg.AdminSocket, 0o600)
-	if err != nil {
-		return fmt.Errorf("adminSocket: %w", err)
-	}
-	people := cutoff.New(local)
-	defer people.Close()
-	var metrics net.Listener // before any part runs: a port in use ends nothing halfway
-	if s.cfg.Metrics != "" {
-		if metrics, err = net.Listen("tcp", s.cfg.Metrics); err != nil {
-			return fault.New(fault.Invalid, "metrics: %w", err)
-		}
-		defer metrics.Close()
-	}
-
 	unary, stream := matrix.Interceptors(s.classify, refused)
 	peers := newPeers(grpccreds.NewTLS(s.creds.config()), s.revoked)
 	remote := grpc.NewServer(append(s.nodes.ServerOptions(), grpc.Creds(peers), grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
@@ -255,23 +297,23 @@ func (s *server) run(ctx context.Context, ready func()) error {
 			return fault.New(fault.Unavailable, "the store stopped; its log says why")
 		}
 	})
-	part("agents' port", func(context.Context) error { return remote.Serve(agents) })
-	part("admin socket", func(context.Context) error { return owner.Serve(people) })
+	part("agents' port", func(context.Context) error { return remote.Serve(d.agents) })
+	part("admin socket", func(context.Context) error { return owner.Serve(d.people) })
 	part("shutdown", func(ctx context.Context) error {
 		<-ctx.Done()
 		healthy.Shutdown()
 		var stopping sync.WaitGroup
-		stopping.Go(func() { stopGracefully(owner, people) })
-		stopping.Go(func() { stopGracefully(remote, agents) })
+		stopping.Go(func() { stopGracefully(owner, d.people) })
+		stopping.Go(func() { stopGracefully(remote, d.agents) })
 		stopping.Wait()
 		s.nodes.Wait()
 		return nil
 	})
-	if metrics != nil {
+	if d.metrics != nil {
 		h := &telemetry.HTTP{Gatherer: s.metrics, Ready: func() error { return s.ready(ctx) }}
-		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, metrics) })
+		part("metrics", func(ctx context.Context) error { return h.Serve(ctx, d.metrics) })
 	}
-	s.log.Info("control plane serves", "trust_domain", s.td.Name(), "listen", tcp.Addr().String(), "admin_socket", s.cfg.AdminSocket, "version", version.Version, "took", time.Since(s.started).Round(time.Millisecond))
+	s.log.Info("control plane serves", "trust_domain", s.td.Name(), "listen", d.agents.Addr().String(), "admin_socket", s.cfg.AdminSocket, "version", version.Version, "took", time.Since(s.started).Round(time.Millisecond))
 	if ready != nil {
 		ready()
 	}

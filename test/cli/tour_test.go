@@ -102,3 +102,29 @@ func TestTheTourInTheReadmeCanBeFollowed(t *testing.T) {
 		t.Fatalf("%v\n%s", err, said.String())
 	}
 }
+
+// A server or an agent that does not start is not waited for.
+func TestTheToursWaitsEndWithWhatTheyWaitFor(t *testing.T) {
+	for _, readme := range []string{"README.md", "examples/model-service/README.md"} {
+		raw, err := os.ReadFile(filepath.Join("..", "..", readme))
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits := regexp.MustCompile(`(?m)^until \[ -S (admin|agent)\.sock \].*$`).FindAllStringSubmatch(string(raw), -1)
+		if len(waits) == 0 {
+			t.Errorf("%s waits for no socket", readme)
+		}
+		for _, m := range waits {
+			log := map[string]string{"admin": "server.log", "agent": "agent.log"}[m[1]]
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			cmd := exec.CommandContext(ctx, "bash", "-c", "legation server --trust-domain example.org 2>"+log+" --data-dir data --listen 127.0.0.1:0 --metrics '' --admin-socket /proc/version &\n"+m[0])
+			cmd.Dir, cmd.WaitDelay = t.TempDir(), time.Second
+			cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+			said, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(said), "/proc/version exists and is not a socket") {
+				t.Errorf("%s: %s\n%v: %s", readme, m[0], err, said)
+			}
+			cancel()
+		}
+	}
+}
