@@ -150,7 +150,8 @@ With explicit ports (no root needed) the program connects to local ports, told
 by --outbound and by LEGATION_OUTBOUND_<SERVICE> in its environment, and is
 reached through --inbound. With --capture (root, in a network namespace) the
 program notices nothing: nftables redirects its TCP connections, IPv4 and
-IPv6, and what nothing names is refused.`,
+IPv6, and what nothing names is refused. Without any of them the program has
+its identity, and an Envoy that is in nobody's path.`,
 		Example: "  legation-agent run --inbound 0.0.0.0:15443=127.0.0.1:8080 --outbound featurestore:8080=127.0.0.1:9001 -- ./server\n" +
 			"  ip netns exec web legation-agent run --capture --inbound 8080 -- python3 server.py",
 		Args: cobra.MinimumNArgs(1),
@@ -191,7 +192,7 @@ IPv6, and what nothing names is refused.`,
 	f.Uint32Var(&o.EnvoyUID, "envoy-uid", run.DefaultEnvoyUID, "as root: the user id Envoy runs as")
 	f.StringVar(&o.User, "user", "", "as root: whom the program runs as, NAME or UID[:GID]")
 	f.IntVar(&o.Concurrency, "envoy-concurrency", 2, "Envoy's worker threads")
-	f.DurationVar(&o.ReadyTimeout, "ready-timeout", 30*time.Second, "how long the program waits for its identity")
+	f.DurationVar(&o.ReadyTimeout, "ready-timeout", 30*time.Second, "how long the program waits for its identity and its Envoy")
 	f.DurationVar(&o.DrainTime, "drain-time", 5*time.Second, "how long open connections may finish once the program has ended")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return c

@@ -58,6 +58,36 @@ func TestASessionPassesOnHowItsProgramEnded(t *testing.T) {
 	}
 }
 
+// The README's phrase: without a port the program has its identity, and an
+// Envoy that listens nowhere.
+func TestAProgramThatAsksForNoPortStarts(t *testing.T) {
+	t.Parallel()
+	w, n := solo(t)
+	s := n.Run("s", nil, nil, w.As("any"), "signals")
+	s.Says("waiting")
+	s.Says("the proxy listens nowhere")
+	for _, at := range world.Listening(t, s.Envoy()) {
+		if !strings.HasSuffix(at, "/admin.sock") {
+			t.Errorf("its Envoy listens at %s", at)
+		}
+	}
+	if !strings.Contains(s.Output(), world.ID("any")) {
+		t.Errorf("it does not say who the program is: %s", s.Tail(5))
+	}
+	n.Stop()
+	n.Start()
+	world.Until(t, world.Patience, "the session is resumed", func() error {
+		if s.Count("session resumed") == 0 {
+			return errors.New(s.Tail(3))
+		}
+		return nil
+	})
+	s.Signal(syscall.SIGTERM)
+	if code := s.Exit(world.Patience); code != 7 {
+		t.Errorf("exit code %d, want the program's own 7", code)
+	}
+}
+
 func TestASessionPassesOnSignals(t *testing.T) {
 	t.Parallel()
 	w, n := solo(t)

@@ -81,7 +81,10 @@ func (s *session) open(ctx, startCtx context.Context) (err error) {
 		s.stream, s.attested, s.leave = stream, attested, leave
 		return nil
 	case <-startCtx.Done():
-		return context.Cause(startCtx)
+		if err := context.Cause(startCtx); !errors.Is(err, errLate) {
+			return err
+		}
+		return fault.New(fault.Unavailable, "no identity within %s: the agent at %s has neither attested the program nor refused it\nsee: legation status, and the agent's log", s.ReadyTimeout, s.Socket)
 	}
 }
 

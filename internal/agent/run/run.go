@@ -123,12 +123,16 @@ func (s *session) run(ctx context.Context) (int, error) {
 	stopInterrupt = sync.OnceFunc(stopInterrupt)
 	defer stopInterrupt()
 	var err error
-	startCtx, stopStart := context.WithTimeoutCause(interrupt, s.ReadyTimeout, fault.New(fault.Unavailable, "no identity and no configured proxy within %s; see: legation why --pid %d, and the agent's log", s.ReadyTimeout, s.child.cmd.Process.Pid))
+	startCtx, stopStart := context.WithTimeoutCause(interrupt, s.ReadyTimeout, errLate)
 	defer stopStart()
 	if err := s.open(ctx, startCtx); err != nil {
 		return notStarted(err), err
 	}
 	s.Log.Info("attested", "spiffe_id", s.attested.SpiffeId, "entry", s.attested.Entry, "session", s.attested.Session)
+
+	if s.listensNowhere() {
+		s.Log.Info("the proxy listens nowhere: nothing was asked for; --inbound, --outbound and --capture put it in the program's path")
+	}
 
 	var rules *capture.Rules
 	if s.Mode == nodev1.Mode_MODE_CAPTURE {
@@ -297,33 +301,54 @@ func (s *session) waitReady(startCtx, gctx context.Context) error {
 	select {
 	case <-s.ready:
 	case <-startCtx.Done():
-		if said := s.warning.Load(); said != nil {
-			return fault.New(fault.Unavailable, "%w\nthe agent said: %s", context.Cause(startCtx), *said)
-		}
-		return context.Cause(startCtx)
+		return s.notReady(startCtx, "the agent does not report that Envoy has taken its configuration and its certificate")
 	case <-gctx.Done():
 		return gctx.Err()
 	}
 	return s.serving(startCtx)
 }
 
+// errLate is the end of Options.ReadyTimeout.
+var errLate = errors.New("late")
+
+// notReady is why a program with an identity was not started: it was
+// interrupted, or it is late, and what is missing says for want of what.
+func (s *session) notReady(startCtx context.Context, missing string) error {
+	if err := context.Cause(startCtx); !errors.Is(err, errLate) {
+		return err
+	}
+	if s.proxy.PID() == 0 {
+		missing = "Envoy does not run"
+	}
+	if said := s.warning.Load(); said != nil {
+		missing += "\nthe agent said: " + *said
+	}
+	return fault.New(fault.Unavailable, "the program is %s, and its proxy was not ready within %s: %s\nsee: what Envoy logged above, and the agent's log of session %s",
+		s.attested.SpiffeId, s.ReadyTimeout, missing, s.attested.Session)
+}
+
+// listensNowhere: nothing was asked for that a listener would be for.
+func (s *session) listensNowhere() bool {
+	return s.Mode == nodev1.Mode_MODE_EXPLICIT && len(s.Inbound)+len(s.Outbound) == 0
+}
+
 // serving waits until Envoy's workers accept: an acknowledged listener may
 // still be warming for some milliseconds.
 func (s *session) serving(ctx context.Context) error {
 	if err := s.proxy.WaitLive(ctx); err != nil {
-		return err
+		return s.notReady(ctx, err.Error())
 	}
 	for {
 		stats, err := s.proxy.Stats(ctx, `^listener_manager\.(total_listeners_(active|warming)|workers_started|listener_create_failure)$`)
 		if err == nil && stats["listener_manager.listener_create_failure"] > 0 {
 			return s.deaf(ctx)
 		}
-		if err == nil && stats["listener_manager.total_listeners_active"] > 0 && stats["listener_manager.total_listeners_warming"] == 0 && stats["listener_manager.workers_started"] == 1 {
+		if err == nil && (stats["listener_manager.total_listeners_active"] > 0 || s.listensNowhere()) && stats["listener_manager.total_listeners_warming"] == 0 && stats["listener_manager.workers_started"] == 1 {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return s.notReady(ctx, "Envoy does not listen yet")
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

@@ -6,12 +6,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/envoy"
 	"github.com/legation-io/legation/internal/envoytest"
@@ -97,4 +102,54 @@ static_resources:
 	if err := s.serving(ctx); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), at) || strings.Contains(err.Error(), other) {
 		t.Errorf("%v", err)
 	}
+}
+
+// silent is an agent that takes a session and says nothing.
+type silent struct {
+	localv1.UnimplementedSessionsServer
+}
+
+func (silent) Open(stream localv1.Sessions_OpenServer) error {
+	<-stream.Context().Done()
+	return nil
+}
+
+func TestWhoIsLateIsToldForWantOfWhat(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errLate)
+	never := make(chan struct{})
+	proxy, err := envoy.NewProcess(envoy.ProcessParams{Binary: "none", Bootstrap: []byte("none"), AdminSocket: "none"})
+	must(t, err)
+	s := &session{proxy: proxy, ready: never, child: &child{cmd: exec.Command("none"), path: "none"}, Options: Options{ReadyTimeout: time.Minute, Socket: filepath.Join(envoytest.Dir(t), "agent.sock")}}
+	s.child.cmd.Process = &os.Process{Pid: 1}
+
+	l, err := net.Listen("unix", s.Socket)
+	must(t, err)
+	server := grpc.NewServer()
+	localv1.RegisterSessionsServer(server, silent{})
+	go func() { _ = server.Serve(l) }() // ends with the test
+	t.Cleanup(server.Stop)
+	says := func(name string, err error, texts ...string) {
+		t.Helper()
+		for _, text := range texts {
+			if err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v does not say %q", name, err, text)
+			}
+		}
+	}
+	says("an agent that says nothing", s.open(t.Context(), ctx), "no identity within 1m0s", s.Socket)
+
+	s.attested = &localv1.Attested{SpiffeId: "spiffe://example.org/a", Session: "4f2a"}
+	err = s.waitReady(ctx, t.Context())
+	says("an Envoy that does not run", err, "the program is spiffe://example.org/a", "its proxy was not ready within 1m0s", "Envoy does not run", "session 4f2a")
+	if strings.Contains(err.Error(), "no identity") {
+		t.Errorf("%v: it has one", err)
+	}
+	said := "the control plane refuses to configure this proxy"
+	s.warning.Store(&said)
+	says("what the agent said", s.waitReady(ctx, t.Context()), said)
+
+	interrupted, cancel := context.WithCancelCause(t.Context())
+	cancel(fault.New(fault.Unavailable, "%w", errInterrupted{syscall.SIGINT}))
+	says("whoever was interrupted", s.waitReady(interrupted, t.Context()), "interrupted")
 }

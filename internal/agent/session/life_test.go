@@ -211,6 +211,18 @@ func TestARefusedConfigurationIsToldAndTheNextCounts(t *testing.T) {
 	p.readiness()
 }
 
+// Envoy asks for no secret where it has no listener: what never comes is not
+// waited for.
+func TestASessionThatAsksForNoPortIsReadyAtOnce(t *testing.T) {
+	o := newOffice(t)
+	o.plane.SetCompile(listeners())
+	p := o.open(edit(func(s *localv1.SessionStart) { s.Inbound = nil })(startOf(o.program())))
+	if a := p.attested(); a.SpiffeId != web {
+		t.Errorf("attested %v", a)
+	}
+	p.readiness()
+}
+
 func TestWhatItsEnvoyRefusesIsTold(t *testing.T) {
 	o := newOffice(t)
 	p := o.open(edit(func(*localv1.SessionStart) {})(startOf(o.program())))

@@ -252,7 +252,7 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 	}
 	run(func() (err error) {
 		if sn.runs() {
-			if !sn.settled(ctx) {
+			if !sn.listensNowhere() && !sn.settled(ctx) {
 				return nil
 			}
 			if l, err = sn.listen(); err != nil {
@@ -276,6 +276,9 @@ func (sn *session) serve(ctx context.Context, cancel context.CancelCauseFunc) *s
 		Id: sn.id, Entry: sn.entry.Name, SpiffeId: sn.entry.SpiffeId,
 		Mode: sn.start.Mode, Inbound: sn.start.Inbound, Outbound: sn.start.Outbound, NoIpv6: sn.start.NoIpv6,
 	})
+	if sn.listensNowhere() {
+		sn.isReady()
+	}
 	return &group
 }
 

@@ -75,11 +75,22 @@ func (sn *session) status(st distribute.Status) {
 	}
 	sn.server.p.Link.Report(&nodev1.ReportRequest{States: []*nodev1.SubscriberState{line}})
 	if ready {
-		sn.readyOnce.Do(func() {
-			close(sn.ready)
-			sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Ready{Ready: &localv1.Ready{}}})
-		})
+		sn.isReady()
 	}
+}
+
+// isReady tells the parent, once, that the program may start.
+func (sn *session) isReady() {
+	sn.readyOnce.Do(func() {
+		close(sn.ready)
+		sn.send(&localv1.SessionResponse{Message: &localv1.SessionResponse_Ready{Ready: &localv1.Ready{}}})
+	})
+}
+
+// listensNowhere: nothing was asked for that a listener would be for, so that
+// there is neither a listener nor a secret to wait for.
+func (sn *session) listensNowhere() bool {
+	return sn.start.Mode == nodev1.Mode_MODE_EXPLICIT && len(sn.start.Inbound)+len(sn.start.Outbound) == 0
 }
 
 // refused tells the parent what its Envoy does not take. A port that cannot
