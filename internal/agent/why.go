@@ -9,6 +9,7 @@ import (
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
+	"github.com/legation-io/legation/internal/commandline"
 	"github.com/legation-io/legation/internal/fault"
 )
 
@@ -64,13 +65,13 @@ func (s *agentAdmin) why(ctx context.Context, req *localv1.WhyRequest) (*localv1
 		r.Candidates = a.manager.Near(r.Selectors)
 	}
 	if req.SdsName == "" {
-		r.Summary = summary(req, r)
+		r.Summary = s.summary(req, r, entries)
 		if err != nil && len(r.Identities) == 0 {
 			r.Summary += " (The control plane does not answer, so only the entries of this node were looked at.)"
 		}
 		return r, nil
 	}
-	r.Summary = strings.Join(append([]string{sdsSummary(req, r, entries)}, a.envoys.asking(req.SdsName)...), "\n")
+	r.Summary = strings.Join(append([]string{s.sdsSummary(req, r, entries)}, a.envoys.asking(req.SdsName)...), "\n")
 	return r, nil
 }
 
@@ -98,12 +99,12 @@ func who(req *localv1.WhyRequest) string {
 	return "A process with these selectors"
 }
 
-func summary(req *localv1.WhyRequest, r *localv1.WhyResponse) string {
+func (s *agentAdmin) summary(req *localv1.WhyRequest, r *localv1.WhyResponse, entries []*nodev1.Entry) string {
 	what := who(req)
 	if len(r.Identities) > 0 {
-		for _, id := range r.Identities {
+		for i, id := range r.Identities {
 			if id.Serial == "" {
-				return fmt.Sprintf("%s matches entry %s (%s), and no certificate is held for it now: it is revoked and blocked, or nobody has asked for it yet; see: legation status --node", what, id.Entry, id.SpiffeId)
+				return fmt.Sprintf("%s matches entry %s (%s), and no certificate is held for it now: %s", what, id.Entry, id.SpiffeId, s.without(entries[i]))
 			}
 		}
 		ids := make([]string, len(r.Identities))
@@ -119,8 +120,22 @@ func summary(req *localv1.WhyRequest, r *localv1.WhyResponse) string {
 	return fmt.Sprintf("%s has no identity. The nearest entry is %s (%s): %s.", what, c.Entry, c.SpiffeId, c.Reason)
 }
 
+// without says why no certificate is held for an entry.
+func (s *agentAdmin) without(e *nodev1.Entry) string {
+	asked, failed := s.agent.manager.Asked(e.Name)
+	switch {
+	case e.Blocked:
+		return "it is revoked and gets none until somebody lifts that: legation lift " + e.SpiffeId
+	case failed != nil:
+		return commandline.Plain(failed)
+	case asked:
+		return "it was asked for and is not there yet; see: legation status --node"
+	}
+	return "nobody has asked for it yet; a program does so at the agent's socket, or legation-agent run does it for one"
+}
+
 // sdsSummary answers for an SDS name, asked by a process if one is given.
-func sdsSummary(req *localv1.WhyRequest, r *localv1.WhyResponse, entries []*nodev1.Entry) string {
+func (s *agentAdmin) sdsSummary(req *localv1.WhyRequest, r *localv1.WhyResponse, entries []*nodev1.Entry) string {
 	asked := len(r.Selectors) > 0
 	switch {
 	case wantsAny(req.SdsName) && !asked:
@@ -128,7 +143,7 @@ func sdsSummary(req *localv1.WhyRequest, r *localv1.WhyResponse, entries []*node
 	case wantsAny(req.SdsName) && len(entries) > 0:
 		return fmt.Sprintf("%s is served %q: it matches entry %s (%s).", who(req), req.SdsName, entries[0].Name, entries[0].SpiffeId)
 	case wantsAny(req.SdsName):
-		return fmt.Sprintf("%q is not served. %s", req.SdsName, summary(req, r))
+		return fmt.Sprintf("%q is not served. %s", req.SdsName, s.summary(req, r, entries))
 	case len(entries) > 0 && asked:
 		return fmt.Sprintf("%s is served %q: the certificate of %s, by entry %s.", who(req), req.SdsName, entries[0].SpiffeId, entries[0].Name)
 	case len(entries) > 0:

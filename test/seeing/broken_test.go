@@ -53,7 +53,14 @@ func TestWhatIsBrokenIsNamedWithWhatToDo(t *testing.T) {
 	})
 	t.Run("an entry for another node", func(t *testing.T) {
 		says(t, one.Legation, why, fmt.Sprintf("Process %d has no identity", tail.PID), "default/tail", "it is parented to node node-2, not node-1", `set spec.node to "node-1" or "*"`)
-		says(t, two.Legation, why, fmt.Sprintf("Process %d matches entry default/tail", tail.PID))
+		says(t, two.Legation, why, fmt.Sprintf("Process %d matches entry default/tail", tail.PID), "nobody has asked for it yet")
+	})
+	t.Run("an identity that is revoked", func(t *testing.T) {
+		const id = "spiffe://example.org/ns/default/sa/tail"
+		s.Must("revoke", id)
+		says(t, two.Legation, why, fmt.Sprintf("Process %d matches entry default/tail", tail.PID), "it is revoked and gets none until somebody lifts that: legation lift "+id)
+		s.Must("lift", id)
+		says(t, two.Legation, why, "nobody has asked for it yet")
 	})
 	t.Run("an Envoy that refuses its configuration", func(t *testing.T) {
 		taken, err := net.Listen("tcp", "127.0.0.1:0")

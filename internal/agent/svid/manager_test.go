@@ -634,3 +634,25 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		}
 	})
 }
+
+func TestItKnowsWhetherACertificateWasAskedForAndWhyThereIsNone(t *testing.T) {
+	inBubble(t, func(w *world) {
+		m := w.run(Params{})
+		w.declare(entry("web", "unix:uid:1"))
+		is := func(when string, wantAsked, wantFailed bool) {
+			t.Helper()
+			synctest.Wait()
+			if asked, failed := m.Asked("default/web"); asked != wantAsked || (failed != nil) != wantFailed {
+				t.Errorf("%s: asked %t, failed %v", when, asked, failed)
+			}
+		}
+		is("before anybody asks", false, false)
+		w.set(func() { w.down = true })
+		s := m.Subscribe(web, "uid/1")
+		defer s.Close()
+		is("while nobody signs", true, true)
+		w.set(func() { w.down = false })
+		w.next(s)
+		is("once it is there", true, false)
+	})
+}

@@ -1,6 +1,7 @@
 package svid
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -30,6 +31,19 @@ func (m *Manager) Identities() []*localv1.IdentityStatus {
 		return strings.Compare(a.Instance, b.Instance)
 	})
 	return all
+}
+
+// Asked reports whether anybody asked for an entry's certificate, and why the
+// last attempt to get it failed, if it did.
+func (m *Manager) Asked(entry string) (asked bool, failed error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, s := range m.slots {
+		if key.entry == entry {
+			asked, failed = true, cmp.Or(failed, s.err)
+		}
+	}
+	return asked, failed
 }
 
 type metrics struct {
