@@ -45,7 +45,8 @@ func connectionsCommand(o *options) *cobra.Command {
 		Short:   "Who is on each live connection of this machine's Envoys, and which handshakes failed and why",
 		Long: `Connections asks this machine's agent, which reads its Envoys' access logs: the
 peer's SPIFFE ID and serial, TLS version, key exchange and cipher, as Envoy saw
-them. --failures shows handshakes that failed, by cause, in Envoy's words.`,
+them. --failures shows handshakes that failed, by cause, in Envoy's words;
+docs/handshake-failures.md says of each cause what to do.`,
 		Example: "  legation connections -o wide\n  legation connections --failures",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

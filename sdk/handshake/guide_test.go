@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -37,6 +38,23 @@ func TestTheGuideExplainsEachCauseAndNoOther(t *testing.T) {
 	for _, c := range Causes() {
 		want = append(want, string(c))
 	}
+	// What only Envoy says comes last; a cause of both has one section.
+	proxy := constants(t, "../../internal/agent/envoy", "Cause")
+	if len(proxy) < 20 {
+		t.Fatalf("found only %v", proxy)
+	}
+	own := have[min(len(want), len(have)):]
+	for name, value := range proxy {
+		if value != "" && !known[Cause(value)] && !slices.Contains(own, value) {
+			t.Errorf("the guide lacks %s = %q of the proxies", name, value)
+		}
+	}
+	for _, section := range own {
+		if known[Cause(section)] || !slices.Contains(slices.Collect(maps.Values(proxy)), section) {
+			t.Errorf("the guide has %q, which is no cause, or not there", section)
+		}
+	}
+	have = have[:len(have)-len(own)]
 	if !slices.Equal(have, want) {
 		t.Errorf("the guide has\n%v\nthe causes are\n%v", have, want)
 	}

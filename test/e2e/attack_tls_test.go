@@ -132,7 +132,7 @@ func TestA42AValidSVIDOfAnotherServiceIsRefused(t *testing.T) {
 			return err
 		}
 		for _, f := range failures {
-			if f.Cause == "wrong_san" && f.Direction == "outbound" {
+			if f.Cause == "wrong_name" && f.Direction == "outbound" {
 				return nil
 			}
 		}

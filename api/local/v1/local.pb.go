@@ -1155,7 +1155,7 @@ type HandshakeFailure struct {
 	Direction string                 `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
 	Remote    string                 `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
 	PeerId    string                 `protobuf:"bytes,5,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
-	// E.g. "plaintext", "unknown_ca", "wrong_san", "revoked".
+	// E.g. "plaintext", "unknown_ca", "wrong_name", "revoked".
 	Cause string `protobuf:"bytes,6,opt,name=cause,proto3" json:"cause,omitempty"`
 	// As Envoy gave it.
 	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`

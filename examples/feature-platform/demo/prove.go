@@ -130,7 +130,7 @@ func (d *demo) refusals(ctx context.Context) error {
 	if err := d.probe(ctx, "ingestion", &got, "-plaintext", d.through("ingestion", "decoy")); err != nil {
 		return err
 	}
-	f, err := d.reason(ctx, "ingestion", "outbound", after, "wrong_san")
+	f, err := d.reason(ctx, "ingestion", "outbound", after, "wrong_name")
 	if err != nil {
 		return err
 	}

@@ -165,10 +165,10 @@ func (s *LogServer) ended(ctx context.Context, c *Connection, p *datav3.AccessLo
 	open := s.Table.remove(c.ID)
 	why := reason(c.Direction, p)
 	flags := p.GetResponseFlags()
-	cause, byPeer := Classify(why)
+	cause, byPeer := Classify(c.Direction, c.PeerID, why)
 	switch {
 	case open != nil:
-		if cause == CauseDenied {
+		if cause == CauseUnauthorized {
 			break
 		}
 		// Without a byte from the program it could as well be a probe of its.
@@ -200,7 +200,7 @@ func (s *LogServer) ended(ctx context.Context, c *Connection, p *datav3.AccessLo
 // unmatched is a connection that no filter chain of the listener took.
 func (s *LogServer) unmatched(ctx context.Context, c *Connection, p *datav3.AccessLogCommon) {
 	why := reason(c.Direction, p)
-	cause, byPeer := Classify(why)
+	cause, byPeer := Classify(c.Direction, c.PeerID, why)
 	if c.Direction == Outbound || cause != CausePlaintext {
 		cause = CauseUnnamed
 		if why == "" {

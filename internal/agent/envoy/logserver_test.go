@@ -75,6 +75,7 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 	future := ca.IssueValid("spiffe://a.test/early", time.Now().Add(time.Hour), time.Now().Add(2*time.Hour))
 	serverOnly := ca.IssueFor("spiffe://a.test/server-only", x509.ExtKeyUsageServerAuth)
 	mailOnly := ca.IssueFor("spiffe://a.test/mail", x509.ExtKeyUsageEmailProtection)
+	person := ca.Issue("https://a.test/ada")
 	foreign := other.Issue("spiffe://a.test/client")
 	back := envoytest.Echo(t, "127.0.0.1:0")
 	crl := ca.CRL(revoked)
@@ -166,16 +167,17 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 		{"inbound, an expired certificate", withTLS(port[0], expired, nil), Inbound, CauseExpired, false, "certificate has expired", "spiffe://a.test/old"},
 		{"inbound, a certificate from tomorrow", withTLS(port[0], future, nil), Inbound, CauseNotYetValid, false, "certificate is not yet valid", "spiffe://a.test/early"},
 		{"inbound, a revoked certificate", withTLS(port[0], revoked, nil), Inbound, CauseRevoked, false, "certificate revoked", "spiffe://a.test/revoked"},
-		{"inbound, a certificate for servers alone", withTLS(port[0], serverOnly, nil), Inbound, CauseBadCert, false, "purpose", "spiffe://a.test/server-only"},
-		{"inbound, a certificate for mail alone", withTLS(port[0], mailOnly, nil), Inbound, CauseBadCert, false, "purpose", "spiffe://a.test/mail"},
-		{"inbound, a valid identity that may not call here", withTLS(port[1], client, nil), Inbound, CauseWrongSAN, false, "SAN matcher", "spiffe://a.test/client"},
+		{"inbound, a certificate for servers alone", withTLS(port[0], serverOnly, nil), Inbound, CauseBadUsage, false, "purpose", "spiffe://a.test/server-only"},
+		{"inbound, a certificate for mail alone", withTLS(port[0], mailOnly, nil), Inbound, CauseBadUsage, false, "purpose", "spiffe://a.test/mail"},
+		{"inbound, a valid identity that may not call here", withTLS(port[1], client, nil), Inbound, CauseUnauthorized, false, "SAN matcher", "spiffe://a.test/client"},
+		{"inbound, a certificate that names no workload", withTLS(port[1], person, nil), Inbound, CauseWrongSAN, false, "SAN matcher", "https://a.test/ada"},
 		{"inbound, no CRL of the peer's CA", withTLS(port[11], client, nil), Inbound, CauseCRL, false, "CRL", "spiffe://a.test/client"},
-		{"inbound, TLS 1.2", withTLS(port[0], client, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }), Inbound, CauseProtocol, false, "UNSUPPORTED_PROTOCOL", ""},
+		{"inbound, TLS 1.2", withTLS(port[0], client, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }), Inbound, CauseVersion, false, "UNSUPPORTED_PROTOCOL", ""},
 		{"inbound, plaintext HTTP", plain(port[0], "GET / HTTP/1.1\r\n\r\n"), Inbound, CausePlaintext, false, "HTTP_REQUEST", ""},
 		{"inbound, plaintext of another kind", plain(port[0], "hello\r\n\r\n"), Inbound, CausePlaintext, false, "WRONG_VERSION_NUMBER", ""},
 		{"inbound, plaintext where only TLS chains are", plain(port[2], "GET / HTTP/1.1\r\n\r\n"), Inbound, CausePlaintext, false, "ClientHelloNotDetected", ""},
 		{"inbound, the program is not there", withTLS(port[3], client, nil), Inbound, CauseUnreachable, false, "Connection refused", "spiffe://a.test/client"},
-		{"outbound, a server with another identity", plain(port[5], "hello"), Outbound, CauseWrongSAN, false, "SAN matcher", ""},
+		{"outbound, a server with another identity", plain(port[5], "hello"), Outbound, CauseWrongName, false, "SAN matcher", ""},
 		{"outbound, a server of a foreign CA", plain(port[7], "hello"), Outbound, CauseUnknownCA, false, "unable to get local issuer certificate", ""},
 		{"outbound, a revoked server", plain(port[8], "hello"), Outbound, CauseRevoked, false, "certificate revoked", ""},
 		{"outbound, a server without TLS", plain(port[9], "hello"), Outbound, CauseProtocol, false, "UNEXPECTED_MESSAGE", ""},
@@ -184,6 +186,7 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 		{"outbound, a cluster that is not there", plain(port[12], "hello"), Outbound, CauseUnnamed, false, "nothing names the destination", ""},
 		{"outbound, a destination without endpoints", plain(port[13], "hello"), Outbound, CauseUnreachable, false, "", ""},
 		{"inbound, the caller refuses our certificate as of a foreign CA", plain(port[7], "hello"), Inbound, CauseUnknownCA, true, "ALERT_UNKNOWN_CA", ""},
+		{"inbound, the caller refuses our certificate as another's", plain(port[5], "hello"), Inbound, CauseRejected, true, "ALERT_CERTIFICATE_UNKNOWN", ""},
 		{"inbound, the caller refuses our certificate as revoked", plain(port[8], "hello"), Inbound, CauseRevoked, true, "ALERT_CERTIFICATE_REVOKED", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
