@@ -117,7 +117,7 @@ func (d *demo) startAgents(ctx context.Context) error {
 }
 
 // plan says which program runs where and calls whom.
-func (d *demo) plan() error {
+func (d *demo) plan(ctx context.Context) error {
 	if err := d.share(); err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (d *demo) plan() error {
 	if err != nil {
 		return err
 	}
-	retrievalPath, retrieval, err := d.retrieval()
+	retrievalPath, retrieval, err := d.retrieval(ctx)
 	if err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (d *demo) pythons(names ...string) (map[string]string, error) {
 }
 
 // retrieval is Java where there is a JDK, else Go.
-func (d *demo) retrieval() (path string, argv []string, err error) {
+func (d *demo) retrieval(ctx context.Context) (path string, argv []string, err error) {
 	if java, err := exec.LookPath("java"); err == nil {
 		if real, err := filepath.EvalSymlinks(java); err == nil {
 			if command(real, "--list-modules") == nil && exec.Command(filepath.Join(filepath.Dir(real), "javac"), "-version").Run() == nil {
@@ -237,6 +237,9 @@ func (d *demo) retrieval() (path string, argv []string, err error) {
 				return real, []string{real, "-XX:TieredStopAtLevel=1", d.program("Retrieval.java")}, nil
 			}
 		}
+	}
+	if ctx.Err() != nil { // which ended Java's answer, too
+		return "", nil, ctx.Err()
 	}
 	d.out.say("  no JDK on this machine: retrieval runs in Go")
 	return d.program("retrieval"), []string{d.program("retrieval")}, nil
@@ -296,7 +299,7 @@ spec:
 }
 
 func (d *demo) declare(ctx context.Context) error {
-	if err := d.plan(); err != nil {
+	if err := d.plan(ctx); err != nil {
 		return err
 	}
 	return d.apply(ctx, "1h")
