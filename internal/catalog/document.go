@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -94,7 +96,7 @@ func read(file string, content []byte, namespace string) *reading {
 			return r
 		}
 		if err != nil {
-			line, text := yamlError(err)
+			line, text := yamlError(content, err)
 			r.problem(line, "", "mend the YAML here; indentation and quotes are the usual cause",
 				"not YAML: %s", text)
 			return r
@@ -107,10 +109,18 @@ func read(file string, content []byte, namespace string) *reading {
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 
-func yamlError(err error) (int, string) {
+// yamlError is the line and the text of what the parser says. It names no line
+// for the first one, nor for bytes that are no text.
+func yamlError(content []byte, err error) (int, string) {
 	text := err.Error()
 	m := yamlLine.FindStringSubmatch(text)
 	line, _ := strconv.Atoi(m[1])
+	if line == 0 {
+		at := bytes.IndexFunc(content, func(r rune) bool {
+			return r == utf8.RuneError || unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r)
+		})
+		line = 1 + bytes.Count(content[:max(at, 0)], []byte("\n"))
+	}
 	return line, text[len(m[0]):]
 }
 

@@ -92,3 +92,19 @@ func TestExamplesAreAccepted(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsNoYAMLHasALine(t *testing.T) {
+	for content, want := range map[string]uint32{
+		"\tkind: Service\n":                                    1,
+		"kind: Service\n\tmetadata: {}\n":                      2,
+		"\x7fELF\x02\x01\x01\x00":                              1,
+		"\xff\xfe\xfd":                                         1,
+		"kind: Service\nmetadata:\n  name: a\x00b\n":           3,
+		"kind: Service\n---\nmetadata: {name: \"\xc3\x28\"}\n": 3,
+	} {
+		r := read("f.yaml", []byte(content), "default")
+		if len(r.problems) == 0 || r.problems[len(r.problems)-1].Line != want {
+			t.Errorf("%q: %v, want line %d", content, r.problems, want)
+		}
+	}
+}
