@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
 	"github.com/legation-io/legation/internal/fault"
@@ -42,7 +43,13 @@ instead, and nothing is stored.`,
 				if dryRun {
 					suffix = " (dry run)"
 				}
-				return o.printApplied(r.Applied, suffix)
+				if err := o.printApplied(r.Applied, suffix); err != nil {
+					return err
+				}
+				if len(r.Applied) == 0 {
+					return fault.New(fault.Invalid, "nothing to apply in %s", strings.Join(files, ", "))
+				}
+				return nil
 			})
 		},
 	}

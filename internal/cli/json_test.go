@@ -49,6 +49,9 @@ func (a *admin) Apply(_ context.Context, r *adminv1.ApplyRequest) (*adminv1.Appl
 			{File: "f.yaml", Line: 9, Message: "unknown field"},
 		}}, nil
 	}
+	if bytes.Contains(r.Documents[0].Content, []byte("empty")) {
+		return &adminv1.ApplyResponse{}, nil
+	}
 	return &adminv1.ApplyResponse{Applied: []*adminv1.Applied{{Kind: "WorkloadIdentity", Namespace: "default", Name: "web", Action: "created"}}}, nil
 }
 
@@ -214,6 +217,7 @@ var shapes = []struct {
 }{
 	{"apply", "good", "apply -f -", 0},
 	{"apply-mistakes", "bad", "apply -f -", 2},
+	{"apply-nothing", "empty", "apply -f -", 2},
 	{"get", "", "get workloadidentities", 0},
 	{"get-one", "", "get workloadidentity web", 0},
 	{"delete", "", "delete workloadidentity web", 0},
