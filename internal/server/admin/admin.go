@@ -7,6 +7,7 @@ package admin
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -166,7 +167,11 @@ func (s *Server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		})
 		if err == nil && len(problems) > 0 {
 			p := problems[0]
-			err = fault.New(fault.Invalid, "%s:%d: %s: %s (%d mistakes; nothing was deleted)", p.File, p.Line, p.Field, p.Message, len(problems))
+			count := "1 mistake"
+			if n := len(problems); n > 1 {
+				count = fmt.Sprintf("%d mistakes", n)
+			}
+			err = fault.New(fault.Invalid, "%s:%d: %s: %s (%s; nothing was deleted)", p.File, p.Line, p.Field, p.Message, count)
 		}
 		for _, d := range deleted {
 			s.audit(ctx, "deleted", "kind", d.Kind, "namespace", d.Namespace, "name", d.Name)
