@@ -42,7 +42,7 @@ node, attests local programs, makes keys, has them signed and serves them on a
 Unix socket. "run" starts a program with its own Envoy in the path.`,
 		Version: version.Version,
 	}
-	root.AddCommand(serveCommand(), runCommand(code, unwatch))
+	root.AddCommand(serveCommand(), runCommand(code, unwatch), commandline.Version())
 	commandline.Strict(root)
 	return root
 }

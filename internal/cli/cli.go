@@ -85,10 +85,22 @@ from all of them at once.
 		applyCommand(o), getCommand(o), deleteCommand(o),
 		tokenCommand(o), nodeCommand(o), certCommand(o),
 		revokeCommand(o), liftCommand(o), bundleCommand(o),
-		statusCommand(o), whyCommand(o), connectionsCommand(o), checkCommand(o),
+		statusCommand(o), whyCommand(o), connectionsCommand(o), checkCommand(o), versionCommand(o),
 	)
 	commandline.Strict(root)
 	return root
+}
+
+func versionCommand(o *options) *cobra.Command {
+	c := commandline.Version()
+	text := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if o.output == "json" || o.output == "yaml" {
+			return o.print(map[string]string{"version": version.Version}, table{})
+		}
+		return text(c, args)
+	}
+	return c
 }
 
 func env(name, otherwise string) string {

@@ -50,6 +50,17 @@ func Strict(c *cobra.Command) {
 	}
 }
 
+// Version is the command that says what --version says.
+func Version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Which build this is", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(c.OutOrStdout(), "%s version %s\n", c.Root().Name(), c.Root().Version)
+			return err
+		},
+	}
+}
+
 func mistake(c *cobra.Command, format string, args ...any) error {
 	return fault.New(fault.Invalid, "%s\ntry: %s --help", fmt.Sprintf(format, args...), c.CommandPath())
 }
