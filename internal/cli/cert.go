@@ -53,7 +53,7 @@ func certState(c *adminv1.Certificate) string {
 func certCommand(o *options) *cobra.Command {
 	c := &cobra.Command{Use: "cert", Aliases: []string{"certificate"}, Short: "The inventory of issued certificates"}
 	var req adminv1.ListCertificatesRequest
-	var expires time.Duration
+	var expires days
 	list := &cobra.Command{
 		Use: "list",
 		Long: `List reads the inventory: everything this trust domain signed that has not
@@ -63,7 +63,7 @@ a certificate has the lifetime it has.`,
 		Short: "List issued certificates", Args: cobra.NoArgs,
 		Example: "  legation cert list --spiffe-id spiffe://example.org/ns/default/sa/web\n  legation cert list --node web-1 --expires-within 1h -o wide",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req.TrustDomain, req.ExpiresWithinSeconds = o.trustDomain, int64(expires/time.Second)
+			req.TrustDomain, req.ExpiresWithinSeconds = o.trustDomain, int64(time.Duration(expires)/time.Second)
 			req.Namespace = o.namespace
 			return o.admin(cmd.Context(), func(c adminv1.AdminClient) error {
 				r, err := c.ListCertificates(cmd.Context(), &req)
@@ -85,7 +85,7 @@ a certificate has the lifetime it has.`,
 	f.StringVar(&req.Node, "node", "", "only this node")
 	f.StringVar(&req.Instance, "instance", "", "only this instance")
 	f.StringVar(&req.Serial, "serial", "", "only serials that begin so (hex)")
-	f.DurationVar(&expires, "expires-within", 0, "only those that end within this time")
+	f.Var(&expires, "expires-within", "only those that end within this time, e.g. 90m, 24h or 30d")
 	f.BoolVar(&req.IncludeExpired, "expired", false, "expired ones too")
 	f.Uint32Var(&req.Limit, "limit", 500, "at most so many")
 	completeFlags(list, map[string]completer{"spiffe-id": o.spiffeIDs(), "node": o.nodeNames, "serial": o.serials()})

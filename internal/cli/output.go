@@ -138,7 +138,6 @@ func age(d time.Duration) string {
 	if d < 0 {
 		sign, d = "-", -d
 	}
-	const day = 24 * time.Hour
 	in := func(unit time.Duration, name string) string {
 		return fmt.Sprintf("%s%d%s", sign, (d+unit/2)/unit, name)
 	}
