@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -86,6 +87,41 @@ func TestAProgramThatAsksForNoPortStarts(t *testing.T) {
 	if code := s.Exit(world.Patience); code != 7 {
 		t.Errorf("exit code %d, want the program's own 7", code)
 	}
+}
+
+// A typo in a destination is seen before it is searched for: it is no mistake
+// to begin before the Service is declared, so the program starts.
+func TestADestinationThatNothingDeclaresIsNamed(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	outbound := p.IP() + ":9001"
+	s := p.node.Run("typo", nil, []string{"--outbound", "nosuch:8080=" + outbound, "--outbound", "bob:8080=" + p.IP() + ":9001"}, p.As("alice"), "signals")
+	const reason = "no Service nosuch.default with port 8080 and endpoints is declared"
+	out := s.Output()
+	if at := strings.Index(out, reason); at < 0 || at > strings.Index(out, "program started") {
+		t.Errorf("it is not warned before its program starts: %s", s.Tail(8))
+	}
+	if strings.Contains(out, "no Service bob") {
+		t.Errorf("it is warned of what is declared: %s", s.Tail(8))
+	}
+	world.Until(t, world.Patience, "the failure has the same reason", func() error {
+		if get(outbound, "bob") == nil {
+			t.Fatal("nobody answers, and is heard")
+		}
+		var failures []struct{ Direction, Cause, Reason string }
+		if err := p.node.JSON(&failures, "connections", "--failures"); err != nil {
+			return err
+		}
+		for _, f := range failures {
+			if f.Direction == "outbound" && f.Cause == "unreachable" && f.Reason == reason {
+				return nil
+			}
+		}
+		return fmt.Errorf("failures: %+v", failures)
+	})
+	host, _, _ := net.SplitHostPort(p.inbound)
+	p.Apply(world.Service("nosuch", host, 15443, "bob"))
+	world.Until(t, world.Patience, "it works once it is declared", func() error { return get(outbound, "bob") })
 }
 
 func TestASessionPassesOnSignals(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -44,6 +45,8 @@ type LogServerParams struct {
 	// in the table: a revocation may have been applied meanwhile. It must
 	// not block. May be nil.
 	OnConnect func(*Connection)
+	// Nowhere says what a destination without endpoints lacks. May be nil.
+	Nowhere func(destination netip.AddrPort) string
 	// OnFailure is called for each failure; it must not block. May be nil.
 	OnFailure func(Failure)
 }
@@ -185,6 +188,12 @@ func (s *LogServer) ended(ctx context.Context, c *Connection, p *datav3.AccessLo
 		why = "nothing names the destination " + c.Destination.String()
 	case c.Direction == Outbound && cause == CauseNone && (flags.GetNoHealthyUpstream() || flags.GetUpstreamConnectionFailure()):
 		cause = CauseUnreachable
+		if why == "" && flags.GetNoHealthyUpstream() {
+			why = "nothing is declared to be there" // Envoy does not name the cluster
+			if s.p.Nowhere != nil {
+				why = s.p.Nowhere(c.Destination)
+			}
+		}
 	case cause == CauseNone && p.GetUpstreamTransportFailureReason() != "":
 		// Inbound: the handshake was good, the program is not there.
 		why = clip(p.GetUpstreamTransportFailureReason())

@@ -184,7 +184,7 @@ func TestEveryHandshakeIsToldWithItsCause(t *testing.T) {
 		{"outbound, the server refuses our certificate", plain(port[6], "hello"), Outbound, CausePeerClosed, true, "its own log says why", ""},
 		{"outbound, a destination that nothing names", plain(port[10], "hello"), Outbound, CauseUnnamed, false, "nothing names the destination 127.0.0.1:", ""},
 		{"outbound, a cluster that is not there", plain(port[12], "hello"), Outbound, CauseUnnamed, false, "nothing names the destination", ""},
-		{"outbound, a destination without endpoints", plain(port[13], "hello"), Outbound, CauseUnreachable, false, "", ""},
+		{"outbound, a destination without endpoints", plain(port[13], "hello"), Outbound, CauseUnreachable, false, "nothing is declared to be there", ""},
 		{"inbound, the caller refuses our certificate as of a foreign CA", plain(port[7], "hello"), Inbound, CauseUnknownCA, true, "ALERT_UNKNOWN_CA", ""},
 		{"inbound, the caller refuses our certificate as another's", plain(port[5], "hello"), Inbound, CauseRejected, true, "ALERT_CERTIFICATE_UNKNOWN", ""},
 		{"inbound, the caller refuses our certificate as revoked", plain(port[8], "hello"), Inbound, CauseRevoked, true, "ALERT_CERTIFICATE_REVOKED", ""},

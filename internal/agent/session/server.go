@@ -139,7 +139,7 @@ func (s *Server) open(stream localv1.Sessions_OpenServer) error {
 	sn := &session{
 		server: s, start: start, run: caller, runPID: caller.PID(), runUID: caller.UID(),
 		out: make(chan *localv1.SessionResponse, 64), cancel: cancel, configured: make(chan struct{}, 1),
-		acked: map[string]uint64{}, wanted: map[string]string{}, statuses: map[statusKey]distribute.Status{},
+		acked: map[string]uint64{}, wanted: map[string]string{}, nowhere: map[string]bool{}, statuses: map[statusKey]distribute.Status{},
 		ready: make(chan struct{}), look: make(chan struct{}, 1), lately: make(chan struct{}, 1), closing: map[string]*ending{}, late: map[string][]*localv1.SocketPair{},
 	}
 	if err := s.name(sn); err != nil {

@@ -65,6 +65,7 @@ type session struct {
 	crl      uint64            // newest CRL number that this Envoy acknowledged
 	acked    map[string]uint64 // version of ROOTCA -> CRL number in it
 	wanted   map[string]string // listener name -> version to be acknowledged
+	nowhere  map[string]bool   // clusters of destinations without endpoints
 	told     bool              // configuration was received at least once
 	statuses map[statusKey]distribute.Status
 	serving  *svid.SVID // the newest, and the version of its secret
@@ -132,7 +133,7 @@ func (sn *session) begin(ctx context.Context) (err error) {
 		Session: sn.id, SpiffeId: sn.entry.SpiffeId, Entry: sn.entry.Name,
 		Socket: sn.socket(), EnvoyAdmin: sn.adminSocket(), Bootstrap: bootstrap,
 	}
-	sn.logs = envoy.NewLogServer(envoy.LogServerParams{Logger: sn.log, Clock: sn.server.p.Clock, Metrics: sn.server.metrics, OnConnect: sn.connected})
+	sn.logs = envoy.NewLogServer(envoy.LogServerParams{Logger: sn.log, Clock: sn.server.p.Clock, Metrics: sn.server.metrics, OnConnect: sn.connected, Nowhere: sn.leadsNowhere})
 	sn.out <- &localv1.SessionResponse{Message: &localv1.SessionResponse_Attested{Attested: sn.attested}}
 	return nil
 }

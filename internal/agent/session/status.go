@@ -1,26 +1,39 @@
 package session
 
 import (
+	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
 	nodev1 "github.com/legation-io/legation/api/node/v1"
 	"github.com/legation-io/legation/internal/agent/sds"
 	"github.com/legation-io/legation/internal/agent/svid"
 	"github.com/legation-io/legation/internal/distribute"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
-const typeListener = "type.googleapis.com/envoy.config.listener.v3.Listener"
+const (
+	typeListener = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	typeEndpoint = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+)
 
 // configure hands a change on to this session's Envoy.
 func (sn *session) configure(changes []distribute.Change) {
+	var nowhere []string
 	sn.mu.Lock()
 	sn.told = true
 	for i, c := range changes {
 		changes[i].Scope = sn.configScope()
 		if c.Resource == nil {
 			delete(sn.statuses, statusKey{c.Type, c.Name})
+		}
+		if c.Type == typeEndpoint {
+			if text, news := sn.leadsLocked(c); news {
+				nowhere = append(nowhere, text)
+			}
 		}
 		if c.Type != typeListener {
 			continue
@@ -32,8 +45,61 @@ func (sn *session) configure(changes []distribute.Change) {
 		}
 	}
 	sn.mu.Unlock()
+	for _, text := range nowhere { // before Envoy can acknowledge, and the program start
+		sn.warn(text + "; connections there are reset until then")
+	}
 	sn.server.p.Engine.Apply(changes...)
 	sn.noteConfigured()
+}
+
+// leadsLocked notes whether a destination that was asked for leads somewhere,
+// and says when it does not any more, or never did.
+func (sn *session) leadsLocked(c distribute.Change) (text string, news bool) {
+	if sn.start.Mode != nodev1.Mode_MODE_EXPLICIT || c.Resource == nil || !empty(c.Resource.Body) {
+		delete(sn.nowhere, c.Name)
+		return "", false
+	}
+	news = !sn.nowhere[c.Name]
+	sn.nowhere[c.Name] = true
+	return undeclared(c.Name), news
+}
+
+// undeclared says what a destination lacks, by its cluster:
+// outbound|PORT|SERVICE.NAMESPACE.
+func undeclared(cluster string) string {
+	parts := strings.Split(cluster, "|")
+	if len(parts) != 3 {
+		return "nothing is declared to be at " + cluster
+	}
+	return "no Service " + parts[2] + " with port " + parts[1] + " and endpoints is declared"
+}
+
+// leadsNowhere is the same by the local port that leads there.
+func (sn *session) leadsNowhere(at netip.AddrPort) string {
+	for _, out := range sn.start.Outbound {
+		if out.Listen != at.String() {
+			continue
+		}
+		service := strings.TrimSuffix(strings.TrimSuffix(out.Service, ".cluster.local"), ".svc")
+		if !strings.Contains(service, ".") {
+			service += "." + sn.entry.Namespace
+		}
+		return undeclared(fmt.Sprintf("outbound|%d|%s", out.Port, service))
+	}
+	return "nothing is declared to be at " + at.String()
+}
+
+// empty reports whether a ClusterLoadAssignment has no endpoints (field 2).
+// Its Go type would be a good part of the agent's binary.
+func empty(body []byte) bool {
+	for len(body) > 0 {
+		field, _, n := protowire.ConsumeField(body)
+		if n < 0 || field == 2 {
+			return false
+		}
+		body = body[n:]
+	}
+	return true
 }
 
 // noteConfigured wakes whoever waits for the configuration to be whole.
