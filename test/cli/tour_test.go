@@ -86,7 +86,12 @@ func TestTheTourInTheReadmeCanBeFollowed(t *testing.T) {
 		"WorkloadEntry/api-1 created in default", "laptop  connected", "TLSv1.3", "inbound    spiffe://example.org/ns/default/sa/web",
 		"inbound    127.0.0.1:", "plaintext", "gets spiffe://example.org/ns/default/sa/web by entry default/web", "acknowledged   2",
 		"CRL 2 with 1 revoked", "legation lift spiffe://example.org/ns/default/sa/web", "is issued again",
+		"on laptop, with the token in FILE:\n  legation-agent serve --trust-domain example.org --server HOST:15012 --join-token-file FILE --bundle-hash sha256:",
+		"0 EndpointSlice, 0 Policy, 1 Service, 1 WorkloadEntry, 2 WorkloadIdentity",
 	} {
+		if !strings.Contains(tour, want) {
+			t.Errorf("README.md does not show %q", want)
+		}
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("nobody said %q", want)
 		}
