@@ -104,6 +104,12 @@ func TestTheReadmeCanBeFollowed(t *testing.T) {
 	if n := strings.Count(said.String(), "\n1000 answered, 0 failed"); n != 2 {
 		t.Errorf("%d of two loads of 1000 requests went well", n)
 	}
+	if n := strings.Count(said.String(), "\nlegation_"); n != 4 {
+		t.Errorf("%d metrics are shown, not the 4 of the README", n)
+	}
+	if strings.Contains(said.String(), "No such file") {
+		t.Error("something is looked for that is not there yet")
+	}
 	if t.Failed() || err != nil {
 		for _, log := range []string{"server.log", "agent.log", "model.log", "pebble.log"} {
 			raw, _ := os.ReadFile(filepath.Join(dir, log))
