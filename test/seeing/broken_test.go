@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/legation-io/legation/internal/envoytest"
+	"github.com/legation-io/legation/internal/freeport"
+	"github.com/legation-io/legation/test/e2e/world"
 	"github.com/legation-io/legation/test/stand"
 )
 
@@ -68,18 +70,42 @@ func TestWhatIsBrokenIsNamedWithWhatToDo(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer taken.Close()
-		p := stand.Start(t, "run", filepath.Join(s.Bin, "legation-agent"), "run", "--socket", one.Socket, "--envoy", envoytest.Binary(t),
-			"--ready-timeout", "8s", "--inbound", taken.Addr().String()+"=127.0.0.1:9", "--", "sleep", "60")
-		says(t, one.Legation, node, "refused inbound|"+taken.Addr().String()+" and keeps what it had", "Address already in use", "something else listens there: choose another --inbound")
-		says(t, s.Legation, status, "on node-1 refused inbound|"+taken.Addr().String(), "on the node, legation status --node says what to do")
+		run := func(name, port string) *stand.Process {
+			return stand.Start(t, name, filepath.Join(s.Bin, "legation-agent"), "run", "--socket", one.Socket, "--envoy", envoytest.Binary(t),
+				"--inbound", port+"=127.0.0.1:9", "--", "sleep", "600")
+		}
+		p := run("taken", taken.Addr().String())
 		select {
 		case <-p.Done():
 		case <-time.After(stand.Patience):
 			t.Fatal("the program's start was not given up")
 		}
-		if !strings.Contains(p.Log(), "the agent said: Envoy refuses inbound|") {
+		if !strings.Contains(p.Log(), taken.Addr().String()+" is taken by another program") {
 			t.Errorf("run does not say why it gave up:\n%s", p.Log())
 		}
+
+		// Whoever takes the port while Envoy is down has it, and that is told.
+		port, err := freeport.Address()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p = run("run", port)
+		p.Logged("program started")
+		stand.Until(t, "the port is taken from Envoy", func() error {
+			for _, pid := range world.Children(p.PID) {
+				if strings.HasSuffix(world.Exe(pid), "/envoy") {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+			l, err := net.Listen("tcp", port)
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			return err
+		})
+		says(t, one.Legation, node, "refused inbound|"+port+" and keeps what it had", "Address already in use", "something else listens there: choose another --inbound")
+		says(t, s.Legation, status, "on node-1 refused inbound|"+port, "on the node, legation status --node says what to do")
+		p.Stop()
 	})
 	t.Run("an agent that is away", func(t *testing.T) {
 		two.Process.Stop()
