@@ -9,6 +9,7 @@ import (
 	"time"
 
 	localv1 "github.com/legation-io/legation/api/local/v1"
+	"github.com/legation-io/legation/internal/agent/session"
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/fault"
 	"github.com/legation-io/legation/internal/version"
@@ -95,7 +96,7 @@ func (s *agentAdmin) problems(r *localv1.StatusResponse) []string {
 	for _, sub := range r.Subscribers {
 		for _, st := range sub.States {
 			if st.Error != "" {
-				list = append(list, fmt.Sprintf("%s (%s, process %d) refused %s and keeps what it had: %s%s", sub.Subscriber, sub.SpiffeId, sub.Pid, st.Name, st.Error, remedy(st.Error)))
+				list = append(list, fmt.Sprintf("%s (%s, process %d) refused %s and keeps what it had: %s%s", sub.Subscriber, sub.SpiffeId, sub.Pid, st.Name, st.Error, session.Remedy(st.Error)))
 			}
 		}
 	}
@@ -111,19 +112,6 @@ func advice(connected bool) string {
 		return "; yet the control plane is linked: its clock or this machine's is wrong (legation check), or it cannot sign (its log says)"
 	}
 	return "; it goes away once the control plane answers again"
-}
-
-// remedy is what to do about what an Envoy refused.
-func remedy(reason string) string {
-	switch {
-	case strings.Contains(reason, "Address already in use"):
-		return "; something else listens there: choose another --inbound or --outbound, or end it"
-	case strings.Contains(reason, "Permission denied"):
-		return "; that user may not listen there: choose a port from 1024 on"
-	case strings.Contains(reason, "Cannot assign requested address"):
-		return "; this machine has no such address"
-	}
-	return "; that is a mistake of ours, or this Envoy is too old: its version is in legation check"
 }
 
 // endings are certificates that have ended, or that end because they are not

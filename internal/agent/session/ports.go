@@ -42,7 +42,20 @@ func (sn *session) unbound(said string) error {
 			return fault.New(fault.Conflict, "%s is taken by %s", at, sn.server.holder(sn, at))
 		}
 	}
-	return fault.New(fault.Unavailable, "Envoy does not get its ports: %s", said)
+	return fault.New(fault.Unavailable, "Envoy does not get its ports: %s%s", said, Remedy(said))
+}
+
+// Remedy is what to do about what an Envoy refused.
+func Remedy(reason string) string {
+	switch {
+	case strings.Contains(reason, "Address already in use"):
+		return "; something else listens there: choose another --inbound or --outbound, or end it"
+	case strings.Contains(reason, "Permission denied"):
+		return "; that user may not listen there: choose a port from 1024 on"
+	case strings.Contains(reason, "Cannot assign requested address"):
+		return "; this machine has no such address"
+	}
+	return "; that is a mistake of ours, or this Envoy is too old: its version is in legation check"
 }
 
 // holder says who has an address that a session wanted.
