@@ -56,7 +56,7 @@ func (b BundleFile) Check() error {
 // Load reads and verifies the file and puts it into force. It is what Run does
 // at each change.
 func (b BundleFile) Load(ctx context.Context, e *Engine) error {
-	raw, err := readBounded(b.Path, MaxBundleBytes)
+	raw, err := durable.Read(b.Path, MaxBundleBytes)
 	if err != nil {
 		return e.refused("bundle", Policy{Name: b.name()}, err)
 	}
@@ -108,7 +108,7 @@ func (b BundleFile) Run(ctx context.Context, e *Engine) error {
 	tried, failed := "", ""
 	var again time.Time // when the same bundle is tried again; zero is never
 	follow(ctx, e.config.Logger, b.Poll, func() []string { return []string{filepath.Dir(b.Path)} }, func() {
-		raw, err := readBounded(b.Path, MaxBundleBytes)
+		raw, err := durable.Read(b.Path, MaxBundleBytes)
 		if err != nil {
 			if failed != err.Error() {
 				failed = err.Error()
@@ -156,7 +156,7 @@ func (h highest) follows(next highest) error {
 }
 
 func readHighest(file string) (highest, error) {
-	raw, err := readBounded(file, 4096)
+	raw, err := durable.Read(file, 4096)
 	if errors.Is(err, fs.ErrNotExist) {
 		return highest{}, nil
 	}

@@ -6,13 +6,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/legation-io/legation/sdk/internal/durable"
 )
 
 // Directory is a policy in a folder: every *.rego below it but *_test.rego,
@@ -59,7 +59,7 @@ func (d Directory) Load() (Policy, error) {
 		if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
 			return err
 		}
-		raw, err := readBounded(file, MaxBytes-total)
+		raw, err := durable.Read(file, int64(MaxBytes-total))
 		if err != nil {
 			return err
 		}
@@ -125,25 +125,4 @@ func (d Directory) folders() []string {
 		return nil
 	})
 	return out
-}
-
-// readBounded reads a plain file.
-func readBounded(file string, most int) ([]byte, error) {
-	// Opening a pipe would wait for whoever writes to it.
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", file))
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	if len(raw) > most {
-		return nil, fmt.Errorf("%s: more than %d bytes", file, most)
-	}
-	return raw, nil
 }

@@ -1,15 +1,18 @@
-// Package durable writes files that are whole after a crash or a power cut:
-// the old content or the new. Only their owner can read them.
+// Package durable reads and writes files. What it writes is whole after a crash
+// or a power cut, the old content or the new, and only its owner can read it.
 package durable
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"time"
 )
 
@@ -46,6 +49,28 @@ func Replace(path string, data []byte) error {
 const beside = ".new-" // and rand.Text
 
 var left = regexp.MustCompile(`^\` + beside + `[A-Z2-7]{26}$`)
+
+// Read returns a plain file of at most so many bytes.
+func Read(path string, most int64) ([]byte, error) {
+	// Opening a pipe would wait for whoever writes to it, and everything else
+	// with it.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", path))
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(raw)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", path, most)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return raw, nil
+}
 
 // Tidy removes from a folder what processes that were killed in Replace left.
 // What is younger than a minute may be somebody's who writes just now.

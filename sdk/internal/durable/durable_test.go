@@ -90,3 +90,19 @@ func TestFoldersAreMadeWithThoseAbove(t *testing.T) {
 		t.Error("a file passes for a folder")
 	}
 }
+
+func TestReadIsBoundedAndOfPlainFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := os.WriteFile(path, []byte("12345"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := Read(path, 5); err != nil || string(raw) != "12345" {
+		t.Errorf("%q, %v", raw, err)
+	}
+	for what, at := range map[string]string{"a file that is too long": path, "a folder": dir, "nothing": filepath.Join(dir, "none")} {
+		if raw, err := Read(at, 4); err == nil || raw != nil {
+			t.Errorf("%s: %q, %v", what, raw, err)
+		}
+	}
+}

@@ -184,7 +184,7 @@ func (f *Folder) read(name string, before *file) *file {
 		before = &file{}
 	}
 	path := filepath.Join(f.cfg.Dir, name)
-	raw, err := readAtMost(path, maxFile)
+	raw, err := durable.Read(path, maxFile)
 	if err != nil {
 		f.log.Error("a file of certificates cannot be read; what it last declared stays", "file", path, "error", err)
 		return &file{bad: true, certs: before.certs}

@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/legation-io/legation/sdk/internal/durable"
 	"github.com/legation-io/legation/sdk/renewal"
@@ -81,7 +79,7 @@ func readSecret(s *renewal.Secret, dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		raw, err := readAtMost(filepath.Join(dir, e.Name()), maxFile)
+		raw, err := durable.Read(filepath.Join(dir, e.Name()), maxFile)
 		if err != nil {
 			return err
 		}
@@ -259,23 +257,4 @@ func (f *Folder) DeleteSecret(_ context.Context, namespace, name string) error {
 		return err
 	}
 	return nil
-}
-
-// readAtMost reads a file of bounded size.
-func readAtMost(path string, most int64) ([]byte, error) {
-	// Opening a pipe would wait for whoever writes to it, and everything else
-	// with it.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, cmp.Or(err, fmt.Errorf("%s is no plain file", path))
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(raw)) > most {
-		err = fmt.Errorf("%s has more than %d bytes", path, most)
-	}
-	return raw, err
 }

@@ -120,7 +120,7 @@ func (f *Folder) lockStatus(ctx context.Context) (func(), error) {
 }
 
 func (f *Folder) readStatus(k renewal.Key) (*renewal.Certificate, error) {
-	raw, err := readAtMost(f.statusFile(k), maxFile)
+	raw, err := durable.Read(f.statusFile(k), maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, renewal.ErrNotFound
 	}
