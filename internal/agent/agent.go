@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	nodev1 "github.com/legation-io/legation/api/node/v1"
@@ -26,6 +25,7 @@ import (
 	attestnode "github.com/legation-io/legation/internal/attest/node"
 	"github.com/legation-io/legation/internal/attest/workload"
 	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/configfile"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/durable"
 	"github.com/legation-io/legation/internal/fault"
@@ -229,14 +229,14 @@ func (a *agent) run(ctx context.Context) error {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
 	defer private.Close()
-	secrets, err := listen("sds.listen", a.cfg.SDS.Listen)
+	secrets, err := configfile.Listen("sds.listen", a.cfg.SDS.Listen)
 	if err != nil {
 		return err
 	}
 	if secrets != nil {
 		defer secrets.Close()
 	}
-	metrics, err := listen("metrics", a.cfg.Metrics)
+	metrics, err := configfile.Listen("metrics", a.cfg.Metrics)
 	if err != nil {
 		return err
 	}
@@ -280,21 +280,6 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.log.Info("agent serves", "trust_domain", a.td.Name(), "socket", a.cfg.Socket, "sds_listen", a.cfg.SDS.Listen, "admin_socket", a.cfg.AdminSocket, "version", version.Version, "took", time.Since(a.started).Round(time.Millisecond))
 	return group.Wait()
-}
-
-// listen is nil without an address.
-func listen(key, address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fault.New(fault.Invalid, "%s: %w\ntry: see which program has it (ss -ltnp) and end it, or choose another address with --%s", key, err, strings.ReplaceAll(key, ".", "-"))
-	}
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "%s: %w", key, err)
-	}
-	return l, nil
 }
 
 // ready is nil once secrets can be served, from the control plane or from the

@@ -9,7 +9,6 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	adminv1 "github.com/legation-io/legation/api/admin/v1"
@@ -23,6 +22,7 @@ import (
 	"github.com/legation-io/legation/internal/callers"
 	"github.com/legation-io/legation/internal/catalog"
 	"github.com/legation-io/legation/internal/clock"
+	"github.com/legation-io/legation/internal/configfile"
 	"github.com/legation-io/legation/internal/cutoff"
 	"github.com/legation-io/legation/internal/distribute"
 	"github.com/legation-io/legation/internal/durable"
@@ -79,15 +79,13 @@ func bind(cfg Config) (_ *bound, err error) {
 			d.close()
 		}
 	}()
-	tcp, err := listen("listen", cfg.Listen)
+	tcp, err := configfile.Listen("listen", cfg.Listen)
 	if err != nil {
 		return nil, err
 	}
 	d.agents = cutoff.New(tcp)
-	if cfg.Metrics != "" {
-		if d.metrics, err = listen("metrics", cfg.Metrics); err != nil {
-			return nil, err
-		}
+	if d.metrics, err = configfile.Listen("metrics", cfg.Metrics); err != nil {
+		return nil, err
 	}
 	if err := durable.OS.MkdirAll(cfg.DataDir, 0o700); err != nil { // the socket may be in it
 		return nil, fault.New(fault.Invalid, "dataDir: %w", err)
@@ -98,17 +96,6 @@ func bind(cfg Config) (_ *bound, err error) {
 	}
 	d.people = cutoff.New(local)
 	return d, nil
-}
-
-func listen(key, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fault.New(fault.Invalid, "%s: %w\ntry: see which program has it (ss -ltnp) and end it, or choose another address with --%s", key, err, key)
-	}
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "%s: %w", key, err)
-	}
-	return l, nil
 }
 
 func (d *bound) close() {
