@@ -221,7 +221,9 @@ func (o *Objects) put(id spiffeid.ID, key string, stored []byte, size int, have 
 	if next.objects > MaxObjects {
 		return txn, fault.New(fault.Limited, "%s has %d objects, its quota: delete some", id, u.objects)
 	}
-	if next.bytes > MaxTotal {
+	// What shrinks always fits; the count may be older than the object, and is
+	// then below it: the commit finds that out.
+	if size > have.Size && next.bytes > MaxTotal {
 		return txn, fault.New(fault.Limited, "%s has %d bytes in objects and may have %d: %d more do not fit, delete some", id, u.bytes, MaxTotal, size-have.Size)
 	}
 	cond, op := o.account(id, next)
